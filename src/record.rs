@@ -1,0 +1,299 @@
+//! What travels between tasks: records, batches of them, and the control marks between them.
+//!
+//! Owns the bound every record meets ([`Record`]), a borrowed run of owned records ([`Batch`]) and
+//! the in-band marks ([`Control`]). Knows nothing of channels.
+//!
+//! Invariants
+//! - A [`Batch`] owns the records it still holds: each is taken out exactly once, or stays where
+//!   it was (in the ring, in the buffer) for its next batch. A panic in the middle of a batch
+//!   loses at most the record that was taken out.
+
+#![expect(unsafe_code, reason = "a batch moves records out of ring slots and buffers in place")]
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use rkyv::Archive;
+use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor;
+use rkyv::ser::allocator::ArenaHandle;
+use rkyv::util::AlignedVec;
+
+use crate::id::SnapshotId;
+
+/// Data that can be written as rkyv bytes, checked, and read back.
+///
+/// Every type with the three rkyv derives (`Archive, Serialize, Deserialize`) has it; integers,
+/// floats, strings, vectors, options and tuples of such types have it too.
+pub trait Data:
+    Archive<Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>>
+    + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
+    + Clone
+    + Send
+    + 'static
+{
+    /// The archived bytes of this value.
+    ///
+    /// # Errors
+    /// What the serialiser says, for example of a value nested too deep.
+    fn to_archive(&self) -> Result<AlignedVec, rancor::Error> {
+        rkyv::to_bytes(self)
+    }
+
+    /// The value in `bytes`, structurally checked first. Integrity is the frame's business: rkyv's
+    /// check accepts most bit flips in numbers.
+    ///
+    /// # Errors
+    /// Bytes that are not an archive of this type.
+    fn from_archive(bytes: &[u8]) -> Result<Self, rancor::Error>
+    where
+        Self: Sized;
+}
+
+impl<T> Data for T
+where
+    T: Archive<
+            Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+                          + rkyv::Deserialize<T, HighDeserializer<rancor::Error>>,
+        > + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
+        + Clone
+        + Send
+        + 'static,
+{
+    fn from_archive(bytes: &[u8]) -> Result<Self, rancor::Error> {
+        // An archive is read in place, so it must lie at its alignment; frames do not promise that.
+        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
+        aligned.extend_from_slice(bytes);
+        rkyv::from_bytes(&aligned)
+    }
+}
+
+/// One data unit on a channel. The same bound as [`Data`]: a record may have to be spilled to
+/// disk or logged inside a snapshot.
+pub trait Record: Data {}
+
+impl<T: Data> Record for T {}
+
+/// A mark between two records of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// What lies before belongs to this snapshot; what lies behind does not.
+    Barrier(SnapshotId),
+    /// No record follows. Barriers still may: see [`crate::task`].
+    End,
+}
+
+/// A run of records that lies contiguous in a ring or a buffer, to be taken out by value.
+///
+/// Whoever lends the batch asks [`Batch::taken`] afterwards and releases that many slots.
+pub struct Batch<'a, T> {
+    slots: NonNull<T>,
+    len: usize,
+    taken: usize,
+    lender: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> Batch<'a, T> {
+    /// Lends `len` initialised records that start at `slots`.
+    ///
+    /// # Safety
+    /// `slots..slots + len` must be initialised records that nobody else touches for `'a`, and the
+    /// lender must treat the first [`taken`](Self::taken) of them as moved out afterwards.
+    #[must_use]
+    pub unsafe fn from_raw(slots: NonNull<T>, len: usize) -> Self {
+        Self { slots, len, taken: 0, lender: PhantomData }
+    }
+
+    /// A batch without records: what resumes an operator that still owes output.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { slots: NonNull::dangling(), len: 0, taken: 0, lender: PhantomData }
+    }
+
+    /// How many records are left in it.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len - self.taken
+    }
+
+    /// Whether no record is left in it.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.taken == self.len
+    }
+
+    /// How many records were taken out of it.
+    #[inline]
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// The records left in it, to look at.
+    #[inline]
+    #[must_use]
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: taken <= len, so the start stays inside the lent run or one past it.
+        let start = unsafe { self.slots.add(self.taken) };
+        // SAFETY: the records from `taken` on are initialised and lent to this batch.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.len()) }
+    }
+
+    /// Takes out the first `count` records (or all that are left), by value. A record the iterator
+    /// is dropped before reaching stays in the batch.
+    #[inline]
+    pub fn drain(&mut self, count: usize) -> Drain<'_, T> {
+        let count = count.min(self.len());
+        // SAFETY: taken <= len, so the start stays inside the lent run or one past it.
+        let next = unsafe { self.slots.add(self.taken) };
+        Drain { next, left: count, count, taken: &mut self.taken, lender: PhantomData }
+    }
+}
+
+// SAFETY: a batch is a mutable borrow of records, so it may go where the records may.
+unsafe impl<T: Send> Send for Batch<'_, T> {}
+
+/// Iterator of [`Batch::drain`].
+pub struct Drain<'a, T> {
+    next: NonNull<T>,
+    left: usize,
+    count: usize,
+    taken: &'a mut usize,
+    lender: PhantomData<&'a mut T>,
+}
+
+impl<T> Iterator for Drain<'_, T> {
+    type Item = T;
+
+    #[inline]
+    fn next(&mut self) -> Option<T> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        // SAFETY: `left` was above 0, so `next` points at an initialised record of the batch.
+        let record = unsafe { self.next.read() };
+        // SAFETY: at most one past the lent run.
+        self.next = unsafe { self.next.add(1) };
+        Some(record)
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl<T> ExactSizeIterator for Drain<'_, T> {}
+
+impl<T> Drop for Drain<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.taken += self.count - self.left;
+    }
+}
+
+/// Records an operator has made and its successor has not taken yet. Allocated once, reused.
+pub struct Buffer<T> {
+    records: Vec<T>,
+    head: usize,
+}
+
+impl<T> Buffer<T> {
+    /// An empty buffer with room for `capacity` records.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { records: Vec::with_capacity(capacity), head: 0 }
+    }
+
+    /// Whether its successor has taken all.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The vector to append to. Only an empty buffer is filled, so order is kept.
+    #[inline]
+    pub fn fill(&mut self) -> &mut Vec<T> {
+        debug_assert!(self.is_empty(), "{} records still to be taken", self.records.len());
+        &mut self.records
+    }
+
+    /// Lends the records to `take` and keeps those that it does not take out.
+    #[inline]
+    pub fn lend<R>(&mut self, take: impl FnOnce(&mut Batch<'_, T>) -> R) -> R {
+        /// Puts the length back when `take` returns or panics.
+        struct Lent<'a, T> {
+            buffer: &'a mut Buffer<T>,
+            end: usize,
+            batch: Batch<'a, T>,
+        }
+        impl<T> Drop for Lent<'_, T> {
+            fn drop(&mut self) {
+                let head = self.buffer.head + self.batch.taken();
+                if head == self.end {
+                    self.buffer.head = 0;
+                } else {
+                    self.buffer.head = head;
+                    // SAFETY: 0..end was initialised before the loan; 0..head was moved out and is
+                    // skipped by every later loan and by Drop.
+                    unsafe { self.buffer.records.set_len(self.end) };
+                }
+            }
+        }
+        let end = self.records.len();
+        // SAFETY: 0 is within the capacity; the records are handed to the batch below.
+        unsafe { self.records.set_len(0) };
+        // SAFETY: head <= end, inside the allocation.
+        let slots = unsafe { NonNull::new_unchecked(self.records.as_mut_ptr().add(self.head)) };
+        // SAFETY: head..end is initialised and, with the length at 0, out of the vector's hands.
+        let batch = unsafe { Batch::from_raw(slots, end - self.head) };
+        let mut lent = Lent { buffer: self, end, batch };
+        take(&mut lent.batch)
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        self.lend(|batch| batch.drain(usize::MAX).for_each(drop));
+        debug_assert!(self.records.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    #[test]
+    fn what_is_not_taken_stays_for_the_next_loan() {
+        let mut buffer = Buffer::with_capacity(4);
+        buffer.fill().extend(["a", "b", "c"].map(String::from));
+        let first: Vec<String> = buffer.lend(|batch| batch.drain(2).collect());
+        assert_eq!(first, ["a", "b"]);
+        assert!(!buffer.is_empty());
+        let rest: Vec<String> = buffer.lend(|batch| batch.drain(9).collect());
+        assert_eq!(rest, ["c"]);
+        assert!(buffer.is_empty());
+        buffer.fill().push("d".into());
+        assert_eq!(buffer.lend(|batch| batch.as_slice().to_vec()), ["d"]);
+    }
+
+    #[test]
+    fn a_panic_in_the_middle_drops_every_record_once() {
+        let probe = Rc::new(());
+        let mut buffer = Buffer::with_capacity(4);
+        buffer.fill().extend((0..4).map(|i| (i, probe.clone())));
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            buffer.lend(|batch| batch.drain(4).for_each(|(i, _)| assert!(i < 1, "at {i}")));
+        }));
+        assert!(caught.is_err());
+        assert_eq!(Rc::strong_count(&probe), 3, "two records are left");
+        drop(buffer);
+        assert_eq!(Rc::strong_count(&probe), 1);
+    }
+}
