@@ -75,6 +75,18 @@ impl KeyGroup {
     }
 }
 
+/// Which share of an operator's state some bytes are: what decides who takes them on a restore with
+/// another parallelism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateSlot {
+    /// Keyed state of one key group: goes to the group's owner.
+    KeyGroup(KeyGroup),
+    /// One split of a source: goes to task `split % parallelism`.
+    Split(u32),
+    /// What one task knew: handed to all tasks of the operator, which know what it means.
+    Task(u32),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
