@@ -1,7 +1,8 @@
 //! tidegate (map to come)
-pub mod error;
-pub mod config;
 pub mod align;
+pub mod config;
+pub mod coordinator;
+pub mod error;
 pub mod id;
 pub mod key;
 pub mod record;

@@ -1,0 +1,512 @@
+//! The coordinator: when a snapshot begins, when it is complete, when it is given up.
+//!
+//! A pure machine: events in, actions out, time as a parameter. It does no I/O and knows no thread;
+//! the engine's supervisor carries its actions out and reports what came of them.
+//!
+//! ```text
+//! trigger n -> Inject(n) -> every worker acks durable bytes -> Commit(n) -> manifest durable
+//!   -> Complete(n): sinks commit                 any failure or timeout -> Abort(n), n+1 later
+//! ```
+//!
+//! Invariants
+//! - Ids rise by one per trigger; at most [`SNAPSHOTS_PENDING_MAX`] are pending.
+//! - An ack counts once, for its own snapshot and attempt only ([`Ack`] says which it was).
+//! - A snapshot is committed only when every worker has acked it; committing n gives up what is
+//!   pending below n.
+//! - The last snapshot of a job begins after *every* task has finished, so it covers all output
+//!   (Flink's lost last commit); the job ends only when it is complete.
+//! - A failed snapshot never fails the job, except the last one, after [`LAST_ATTEMPTS_MAX`] tries.
+
+use std::collections::BTreeMap;
+
+use crate::config::SNAPSHOTS_PENDING_MAX;
+use crate::id::{Attempt, SnapshotId, WorkerId};
+
+/// How often the last snapshot of a job is tried before its failure fails the job.
+pub const LAST_ATTEMPTS_MAX: u32 = 5;
+/// Pause between two tries of the last snapshot, in ns.
+const LAST_RETRY_NS: u64 = 200_000_000;
+
+/// What the supervisor has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action<P> {
+    /// Tell every worker to let its sources emit this barrier.
+    Inject(SnapshotId),
+    /// Make the manifest durable, then report [`Coordinator::committed`].
+    Commit {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// Durable part of each worker, by worker.
+        parts: Vec<P>,
+        /// Whether the job is complete with it.
+        last: bool,
+        /// When it was triggered, ns.
+        triggered_ns: u64,
+    },
+    /// Tell every worker that it is complete: sinks commit up to it.
+    Complete {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// From trigger to durable manifest, ns.
+        duration_ns: u64,
+    },
+    /// Tell every worker to forget it.
+    Abort {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// Why, for the user.
+        reason: String,
+    },
+    /// All that was asked is done: tell the workers to stop.
+    Finish {
+        /// Whether the input came to its end (rather than a stop being asked for).
+        complete: bool,
+    },
+    /// The last snapshot cannot be made: the job fails.
+    Fail(String),
+}
+
+/// What an ack was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// It counted.
+    Accepted,
+    /// It had counted already.
+    Duplicate,
+    /// Of an attempt that is over, or of a snapshot that is.
+    Stale,
+    /// Of a snapshot never triggered.
+    Unknown,
+}
+
+/// How far the job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Snapshots at the interval.
+    Running,
+    /// A last snapshot is wanted; it may be taken again until one is complete.
+    Last { complete: bool, tries: u32, not_before_ns: u64 },
+    /// Nothing more to do.
+    Finished,
+}
+
+#[derive(Debug)]
+struct Pending<P> {
+    triggered_ns: u64,
+    parts: Vec<Option<P>>,
+    /// Triggered in [`Phase::Last`], whose `complete` it carries.
+    last: Option<bool>,
+    committing: bool,
+}
+
+/// Counts that say how well the asked cadence is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cadence {
+    /// Intervals that went by while the job ran.
+    pub asked: u64,
+    /// Snapshots triggered.
+    pub triggered: u64,
+    /// Snapshots complete.
+    pub completed: u64,
+    /// Snapshots given up.
+    pub aborted: u64,
+}
+
+/// The coordinator of one job; `P` is what a worker hands in as its durable part.
+#[derive(Debug)]
+pub struct Coordinator<P> {
+    workers: usize,
+    attempt: Attempt,
+    interval_ns: Option<u64>,
+    timeout_ns: u64,
+    next: SnapshotId,
+    due_ns: u64,
+    pending: BTreeMap<SnapshotId, Pending<P>>,
+    unfinished: usize,
+    phase: Phase,
+    cadence: Cadence,
+}
+
+impl<P> Coordinator<P> {
+    /// For `workers` workers. Without an interval no snapshot is ever triggered.
+    #[must_use]
+    pub fn new(workers: usize, interval_ns: Option<u64>, timeout_ns: u64) -> Self {
+        assert!(workers > 0 && interval_ns != Some(0), "{workers} workers, {interval_ns:?} ns");
+        Self {
+            workers,
+            attempt: Attempt(0),
+            interval_ns,
+            timeout_ns,
+            next: SnapshotId(1),
+            due_ns: 0,
+            pending: BTreeMap::new(),
+            unfinished: 0,
+            phase: Phase::Running,
+            cadence: Cadence::default(),
+        }
+    }
+
+    /// A new attempt starts at `now_ns` with `tasks` tasks; the next snapshot will be `next`.
+    pub fn start(&mut self, attempt: Attempt, tasks: usize, next: SnapshotId, now_ns: u64) {
+        assert!(attempt > self.attempt && next >= self.next, "{attempt:?} {next}");
+        self.attempt = attempt;
+        self.unfinished = tasks;
+        self.next = next;
+        self.cadence.aborted += self.pending.len() as u64;
+        self.pending.clear();
+        self.due_ns = now_ns + self.interval_ns.unwrap_or(0);
+        if let Phase::Last { complete: true, .. } = self.phase {
+            self.phase = Phase::Running;
+        }
+    }
+
+    /// The id the next triggered snapshot will have.
+    #[must_use]
+    pub fn next_snapshot(&self) -> SnapshotId {
+        self.next
+    }
+
+    /// How well the cadence is kept so far.
+    #[must_use]
+    pub fn cadence(&self) -> Cadence {
+        self.cadence
+    }
+
+    /// When [`tick`](Self::tick) has something to do at the earliest, ns.
+    #[must_use]
+    pub fn wake_at_ns(&self) -> Option<u64> {
+        let timeout = self.pending.values().map(|p| p.triggered_ns + self.timeout_ns).min();
+        let trigger = match self.phase {
+            Phase::Running if self.pending.len() < SNAPSHOTS_PENDING_MAX => {
+                self.interval_ns.map(|_| self.due_ns)
+            }
+            Phase::Last { not_before_ns, .. } if self.pending.is_empty() => Some(not_before_ns),
+            _ => None,
+        };
+        timeout.into_iter().chain(trigger).min()
+    }
+
+    /// Time goes by: gives up what takes too long and triggers what is due.
+    pub fn tick(&mut self, now_ns: u64) -> Vec<Action<P>> {
+        let mut actions = Vec::new();
+        let late = |pending: &Pending<P>| {
+            !pending.committing && now_ns >= pending.triggered_ns + self.timeout_ns
+        };
+        let expired: Vec<_> =
+            self.pending.iter().filter(|(_, pending)| late(pending)).map(|(&id, _)| id).collect();
+        for snapshot in expired {
+            let waiting = self.waiting_for(snapshot);
+            let seconds = self.timeout_ns as f64 / 1e9;
+            let reason = format!("not complete after {seconds} s; workers {waiting:?} did not ack");
+            actions.extend(self.give_up(snapshot, reason, now_ns));
+        }
+        match self.phase {
+            Phase::Running => self.trigger_if_due(now_ns, &mut actions),
+            Phase::Last { complete, not_before_ns, .. } => {
+                if self.interval_ns.is_none() {
+                    self.phase = Phase::Finished;
+                    actions.push(Action::Finish { complete });
+                } else if self.pending.is_empty() && now_ns >= not_before_ns {
+                    actions.push(self.trigger(now_ns, Some(complete)));
+                }
+            }
+            Phase::Finished => {}
+        }
+        actions
+    }
+
+    fn trigger_if_due(&mut self, now_ns: u64, actions: &mut Vec<Action<P>>) {
+        let Some(interval_ns) = self.interval_ns else { return };
+        if now_ns < self.due_ns || self.pending.len() >= SNAPSHOTS_PENDING_MAX {
+            return;
+        }
+        // Intervals missed because snapshots take longer are counted, not made up for in a burst.
+        let intervals = (now_ns - self.due_ns) / interval_ns + 1;
+        self.cadence.asked += intervals;
+        self.due_ns += intervals * interval_ns;
+        actions.push(self.trigger(now_ns, None));
+    }
+
+    fn trigger(&mut self, now_ns: u64, last: Option<bool>) -> Action<P> {
+        let snapshot = self.next;
+        self.next = snapshot.next();
+        self.cadence.triggered += 1;
+        let parts = (0..self.workers).map(|_| None).collect();
+        let pending = Pending { triggered_ns: now_ns, parts, last, committing: false };
+        self.pending.insert(snapshot, pending);
+        Action::Inject(snapshot)
+    }
+
+    /// Workers whose ack for `snapshot` is still out.
+    #[must_use]
+    pub fn waiting_for(&self, snapshot: SnapshotId) -> Vec<usize> {
+        let parts = self.pending.get(&snapshot).map_or(&[][..], |pending| &pending.parts);
+        parts.iter().enumerate().filter(|(_, part)| part.is_none()).map(|(w, _)| w).collect()
+    }
+
+    /// `worker` says that its share of `snapshot` is durable.
+    pub fn ack(
+        &mut self,
+        worker: WorkerId,
+        snapshot: SnapshotId,
+        attempt: Attempt,
+        part: P,
+    ) -> (Ack, Vec<Action<P>>) {
+        if attempt != self.attempt {
+            return (Ack::Stale, Vec::new());
+        }
+        let Some(pending) = self.pending.get_mut(&snapshot) else {
+            let known = snapshot < self.next;
+            return (if known { Ack::Stale } else { Ack::Unknown }, Vec::new());
+        };
+        if pending.parts[worker.0].is_some() {
+            return (Ack::Duplicate, Vec::new());
+        }
+        pending.parts[worker.0] = Some(part);
+        if pending.parts.iter().any(Option::is_none) {
+            return (Ack::Accepted, Vec::new());
+        }
+        pending.committing = true;
+        let (last, triggered_ns) = (pending.last == Some(true), pending.triggered_ns);
+        let parts = pending.parts.iter_mut().filter_map(Option::take).collect();
+        let older: Vec<_> = self.pending.range(..snapshot).map(|(&id, _)| id).collect();
+        let mut actions: Vec<_> = older
+            .into_iter()
+            .flat_map(|id| self.give_up(id, format!("snapshot {snapshot} overtook it"), 0))
+            .collect();
+        actions.push(Action::Commit { snapshot, parts, last, triggered_ns });
+        (Ack::Accepted, actions)
+    }
+
+    /// The manifest of `snapshot` is durable.
+    pub fn committed(&mut self, snapshot: SnapshotId, now_ns: u64) -> Vec<Action<P>> {
+        let Some(pending) = self.pending.remove(&snapshot) else { return Vec::new() };
+        assert!(pending.committing, "snapshot {snapshot} was committed without all acks");
+        self.cadence.completed += 1;
+        let duration_ns = now_ns.saturating_sub(pending.triggered_ns);
+        let mut actions = vec![Action::Complete { snapshot, duration_ns }];
+        if let Some(complete) = pending.last {
+            self.phase = Phase::Finished;
+            actions.push(Action::Finish { complete });
+        }
+        actions
+    }
+
+    /// A worker could not make `snapshot` durable, or its manifest could not be written.
+    pub fn failed(
+        &mut self,
+        snapshot: SnapshotId,
+        attempt: Attempt,
+        reason: String,
+        now_ns: u64,
+    ) -> Vec<Action<P>> {
+        if attempt != self.attempt || !self.pending.contains_key(&snapshot) {
+            return Vec::new();
+        }
+        self.give_up(snapshot, reason, now_ns)
+    }
+
+    fn give_up(&mut self, snapshot: SnapshotId, reason: String, now_ns: u64) -> Vec<Action<P>> {
+        let Some(pending) = self.pending.remove(&snapshot) else { return Vec::new() };
+        self.cadence.aborted += 1;
+        let mut actions = Vec::new();
+        if let Phase::Last { tries, not_before_ns, .. } = &mut self.phase
+            && pending.last.is_some()
+        {
+            *tries += 1;
+            *not_before_ns = now_ns + LAST_RETRY_NS;
+            if *tries == LAST_ATTEMPTS_MAX {
+                self.phase = Phase::Finished;
+                actions.push(Action::Fail(format!(
+                    "the last snapshot failed {LAST_ATTEMPTS_MAX} times: {reason}"
+                )));
+            }
+        }
+        actions.insert(0, Action::Abort { snapshot, reason });
+        actions
+    }
+
+    /// A task has no more records and has emitted all it had.
+    pub fn task_finished(&mut self, attempt: Attempt, now_ns: u64) {
+        if attempt != self.attempt {
+            return;
+        }
+        assert!(self.unfinished > 0, "more tasks finished than there are");
+        self.unfinished -= 1;
+        // A stop that is under way stays a stop: its snapshot may have begun before the end.
+        if self.unfinished == 0 && self.phase == Phase::Running {
+            self.phase = Phase::Last { complete: true, tries: 0, not_before_ns: now_ns };
+        }
+    }
+
+    /// Asks for a last snapshot and an end before the input's (SIGTERM).
+    pub fn stop(&mut self, now_ns: u64) {
+        if self.phase == Phase::Running {
+            self.phase = Phase::Last { complete: false, tries: 0, not_before_ns: now_ns };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Attempt = Attempt(1);
+    const MS: u64 = 1_000_000;
+
+    fn started(workers: usize, tasks: usize) -> Coordinator<u32> {
+        let mut coordinator = Coordinator::new(workers, Some(10 * MS), 1000 * MS);
+        coordinator.start(A, tasks, SnapshotId(1), 0);
+        coordinator
+    }
+
+    fn ack(c: &mut Coordinator<u32>, worker: usize, n: u64) -> (Ack, Vec<Action<u32>>) {
+        c.ack(WorkerId(worker), SnapshotId(n), A, worker as u32)
+    }
+
+    fn commit(n: u64, parts: Vec<u32>, last: bool, triggered_ns: u64) -> Action<u32> {
+        Action::Commit { snapshot: SnapshotId(n), parts, last, triggered_ns }
+    }
+
+    #[test]
+    fn a_snapshot_is_committed_when_every_worker_has_acked() {
+        let mut c = started(2, 1);
+        assert_eq!(c.tick(9 * MS), []);
+        assert_eq!(c.tick(10 * MS), [Action::Inject(SnapshotId(1))]);
+        assert_eq!(ack(&mut c, 1, 1), (Ack::Accepted, vec![]));
+        assert_eq!(c.waiting_for(SnapshotId(1)), [0]);
+        let (_, actions) = ack(&mut c, 0, 1);
+        assert_eq!(actions, [commit(1, vec![0, 1], false, 10 * MS)]);
+        let complete = Action::Complete { snapshot: SnapshotId(1), duration_ns: 2 * MS };
+        assert_eq!(c.committed(SnapshotId(1), 12 * MS), [complete]);
+    }
+
+    #[test]
+    fn trap_22_an_ack_counts_once_for_its_own_snapshot_and_attempt() {
+        let mut c = started(2, 1);
+        c.tick(10 * MS);
+        c.tick(20 * MS);
+        // An ack of the later snapshot is kept, not ignored.
+        assert_eq!(ack(&mut c, 0, 2).0, Ack::Accepted);
+        assert_eq!(ack(&mut c, 0, 2).0, Ack::Duplicate);
+        assert_eq!(ack(&mut c, 0, 3).0, Ack::Unknown);
+        assert_eq!(c.ack(WorkerId(0), SnapshotId(1), Attempt(0), 0).0, Ack::Stale);
+        assert_eq!(ack(&mut c, 0, 1).0, Ack::Accepted);
+        assert_eq!(ack(&mut c, 1, 1).1, [commit(1, vec![0, 1], false, 10 * MS)]);
+        c.committed(SnapshotId(1), 21 * MS);
+        assert_eq!(ack(&mut c, 1, 1).0, Ack::Stale);
+        assert_eq!(ack(&mut c, 1, 2).1, [commit(2, vec![0, 1], false, 20 * MS)]);
+    }
+
+    #[test]
+    fn trap_23_completing_a_snapshot_gives_up_the_older_pending_one() {
+        let mut c = started(1, 1);
+        c.tick(10 * MS);
+        c.tick(20 * MS);
+        let (_, actions) = ack(&mut c, 0, 2);
+        assert!(matches!(actions[0], Action::Abort { snapshot: SnapshotId(1), .. }));
+        assert_eq!(actions[1], commit(2, vec![0], false, 20 * MS));
+        assert_eq!(ack(&mut c, 0, 1).0, Ack::Stale);
+    }
+
+    #[test]
+    fn at_most_two_are_pending_and_missed_intervals_are_counted() {
+        let mut c = started(1, 1);
+        c.tick(10 * MS);
+        c.tick(20 * MS);
+        assert_eq!(c.tick(45 * MS), []);
+        ack(&mut c, 0, 1);
+        c.committed(SnapshotId(1), 45 * MS);
+        assert_eq!(c.tick(45 * MS), [Action::Inject(SnapshotId(3))]);
+        let cadence = Cadence { asked: 4, triggered: 3, completed: 1, aborted: 0 };
+        assert_eq!(c.cadence(), cadence);
+        assert_eq!(c.tick(49 * MS), []);
+    }
+
+    #[test]
+    fn a_timeout_names_the_workers_that_did_not_ack() {
+        let mut c = started(2, 1);
+        c.tick(10 * MS);
+        ack(&mut c, 0, 1);
+        let actions = c.tick(1010 * MS);
+        let Action::Abort { snapshot: SnapshotId(1), reason } = &actions[0] else {
+            panic!("{actions:?}")
+        };
+        assert!(reason.contains("[1]"), "{reason}");
+        assert_eq!(actions[1], Action::Inject(SnapshotId(2)));
+    }
+
+    #[test]
+    fn trap_03_the_job_ends_only_after_a_snapshot_that_began_after_the_last_finish() {
+        let mut c = started(1, 2);
+        c.tick(10 * MS);
+        c.task_finished(A, 11 * MS);
+        c.task_finished(A, 12 * MS);
+        // Snapshot 1 was triggered before the end, so it is not the last one.
+        assert_eq!(c.tick(12 * MS), []);
+        ack(&mut c, 0, 1);
+        assert_eq!(c.committed(SnapshotId(1), 13 * MS).len(), 1);
+        assert_eq!(c.tick(13 * MS), [Action::Inject(SnapshotId(2))]);
+        assert_eq!(ack(&mut c, 0, 2).1, [commit(2, vec![0], true, 13 * MS)]);
+        assert_eq!(c.committed(SnapshotId(2), 14 * MS)[1], Action::Finish { complete: true });
+        assert_eq!(c.tick(99 * MS), []);
+    }
+
+    #[test]
+    fn trap_02_a_trigger_that_races_with_the_finish_still_completes() {
+        let mut c = started(1, 1);
+        assert_eq!(c.tick(10 * MS), [Action::Inject(SnapshotId(1))]);
+        c.task_finished(A, 10 * MS);
+        assert_eq!(ack(&mut c, 0, 1).1, [commit(1, vec![0], false, 10 * MS)]);
+        c.committed(SnapshotId(1), 11 * MS);
+        assert_eq!(c.tick(11 * MS), [Action::Inject(SnapshotId(2))]);
+    }
+
+    #[test]
+    fn a_failed_last_snapshot_is_tried_again_and_then_fails_the_job() {
+        let mut c = started(1, 1);
+        c.task_finished(A, 0);
+        let mut now = 0;
+        for attempt in 1..=LAST_ATTEMPTS_MAX {
+            let snapshot = SnapshotId(u64::from(attempt));
+            assert_eq!(c.tick(now), [Action::Inject(snapshot)]);
+            let actions = c.failed(snapshot, A, "disk full".into(), now);
+            assert!(matches!(actions[0], Action::Abort { .. }));
+            let failed = matches!(actions.get(1), Some(Action::Fail(_)));
+            assert_eq!(failed, attempt == LAST_ATTEMPTS_MAX);
+            assert_eq!(c.tick(now), [], "it waits before it tries again");
+            now += LAST_RETRY_NS;
+        }
+    }
+
+    #[test]
+    fn a_stop_takes_one_snapshot_and_leaves_the_job_incomplete() {
+        let mut c = started(1, 1);
+        c.stop(3 * MS);
+        assert_eq!(c.wake_at_ns(), Some(3 * MS));
+        assert_eq!(c.tick(3 * MS), [Action::Inject(SnapshotId(1))]);
+        // The manifest of a stop says the job is not complete.
+        let (_, actions) = ack(&mut c, 0, 1);
+        assert!(matches!(actions[0], Action::Commit { .. }));
+        assert_eq!(c.committed(SnapshotId(1), 4 * MS)[1], Action::Finish { complete: false });
+    }
+
+    #[test]
+    fn without_an_interval_the_job_ends_without_a_snapshot() {
+        let mut c = Coordinator::<u32>::new(1, None, MS);
+        c.start(A, 1, SnapshotId(1), 0);
+        assert_eq!(c.tick(5 * MS), []);
+        c.task_finished(A, 5 * MS);
+        assert_eq!(c.tick(5 * MS), [Action::Finish { complete: true }]);
+    }
+
+    #[test]
+    fn a_new_attempt_forgets_what_was_pending() {
+        let mut c = started(1, 1);
+        c.tick(10 * MS);
+        c.start(Attempt(2), 1, SnapshotId(2), 20 * MS);
+        assert_eq!(ack(&mut c, 0, 1).0, Ack::Stale);
+        assert_eq!(c.tick(30 * MS), [Action::Inject(SnapshotId(2))]);
+        assert_eq!(c.cadence().aborted, 1);
+    }
+}
