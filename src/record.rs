@@ -165,6 +165,16 @@ pub struct Drain<'a, T> {
     lender: PhantomData<&'a mut T>,
 }
 
+impl<T> Drain<'_, T> {
+    /// The records still to come.
+    #[inline]
+    #[must_use]
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: `left` initialised records of the batch start at `next`.
+        unsafe { std::slice::from_raw_parts(self.next.as_ptr(), self.left) }
+    }
+}
+
 impl<T> Iterator for Drain<'_, T> {
     type Item = T;
 

@@ -1,0 +1,113 @@
+//! `process`: user code with one value of state per key and any number of outputs per record.
+
+use super::keyed::{Keyed, Select};
+use super::{Downstream, Flow, Probe, Stage, Visitor};
+use crate::config::BATCH_RECORDS;
+use crate::error::Result;
+use crate::key::Key;
+use crate::record::{Batch, Data};
+use crate::state::KeyedTable;
+
+/// The state of the key at hand.
+pub struct KeyState<'a, K: Key, V: Data> {
+    table: &'a mut KeyedTable<K, V>,
+    hash: u64,
+    key: &'a K,
+}
+
+impl<K: Key, V: Data> KeyState<'_, K, V> {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &K {
+        self.key
+    }
+
+    /// The value, if the key has one.
+    #[must_use]
+    pub fn get(&mut self) -> Option<&V> {
+        self.table.get(self.hash, self.key)
+    }
+
+    /// The value to change in place, if the key has one.
+    #[must_use]
+    pub fn get_mut(&mut self) -> Option<&mut V> {
+        self.table.get_mut(self.hash, self.key)
+    }
+
+    /// The value to change in place; `init` makes it where there is none.
+    pub fn or_insert_with(&mut self, init: impl FnOnce() -> V) -> &mut V {
+        self.table.upsert(self.hash, self.key, init)
+    }
+
+    /// Replaces the value.
+    pub fn set(&mut self, value: V) {
+        let mut value = Some(value);
+        let slot = self.table.upsert(self.hash, self.key, || value.take().expect("set once"));
+        if let Some(value) = value {
+            *slot = value;
+        }
+    }
+
+    /// Takes the value away; the key has no state afterwards.
+    pub fn remove(&mut self) -> Option<V> {
+        self.table.remove(self.hash, self.key)
+    }
+}
+
+/// The stage of `process`. What one record emits is held in memory until its successor has room.
+pub struct Process<K: Key, V: Data, O, S, F> {
+    keyed: Keyed<K, V, S>,
+    apply: F,
+    downstream: Downstream<O>,
+    probe: Probe,
+}
+
+impl<K: Key, V: Data, O, S, F> Process<K, V, O, S, F> {
+    /// Calls `apply(record, state, out)` for each record.
+    #[must_use]
+    pub fn new(keyed: Keyed<K, V, S>, apply: F, next: Box<dyn Stage<O>>, probe: Probe) -> Self {
+        Self { keyed, apply, downstream: Downstream::new(next), probe }
+    }
+}
+
+impl<T, K, V, O, S, F> Stage<T> for Process<K, V, O, S, F>
+where
+    K: Key,
+    V: Data,
+    O: Send,
+    S: Select<T, Key = K>,
+    F: FnMut(T, &mut KeyState<'_, K, V>, &mut Vec<O>) + Send,
+{
+    fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
+        loop {
+            if self.downstream.flush()? == Flow::Full {
+                return Ok(Flow::Full);
+            }
+            if input.is_empty() {
+                return Ok(Flow::Done);
+            }
+            self.probe.enter();
+            let (apply, out) = (&mut self.apply, self.downstream.fill());
+            let mut drain = input.drain(BATCH_RECORDS);
+            while drain.len() > 0 && out.len() < BATCH_RECORDS {
+                self.keyed.chunk(&mut drain, |select, table, hash, record| {
+                    let key = select.key(&record);
+                    apply(record, &mut KeyState { table, hash, key: &key }, out);
+                });
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<Flow> {
+        self.downstream.flush()
+    }
+
+    fn finish(&mut self) -> Result<Flow> {
+        self.downstream.finish()
+    }
+
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
+        self.keyed.visit(visitor)?;
+        self.downstream.visit(visitor)
+    }
+}

@@ -1,0 +1,419 @@
+//! Results into files, exactly once: a reader sees committed lines only, at any moment.
+//!
+//! ```text
+//! .part-<first snapshot>-<task>   being written, or waiting for its snapshot; hidden
+//!  part-<first snapshot>-<task>   committed, never written again
+//! ```
+//!
+//! A writer appends to one hidden file across snapshots. When the file is old or long enough (see
+//! [`Roll`]) or the input has ended, the next snapshot closes it, and when that snapshot is complete
+//! the file is renamed. A rename shows all of a file or nothing; appending to a visible file could
+//! show half a line after a crash.
+//!
+//! The handle in a snapshot lists `(name, length)` of every file with data of that snapshot that is
+//! not known to be visible for good. Recovery cuts each to its length and shows it, and removes the
+//! rest: hidden files, and visible ones that only newer snapshots name (they exist if a damaged
+//! newest snapshot made recovery fall back; their records will be written again).
+//!
+//! Fault model: a crash at any point; unsynced data and renames may be lost. A rename is synced
+//! before the file leaves the handle.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::{Sink, Writer, WriterContext, bad_handle};
+use crate::clock;
+use crate::disk::{Completion, Disk, DiskQueue, FileHandle, Operation, Ticket};
+use crate::error::{Error, Result};
+use crate::id::SnapshotId;
+use crate::operator::Flow;
+use crate::record::{Batch, Data, Record};
+
+/// Bytes handed to the disk at once.
+const WRITE_BYTES: usize = 256 << 10;
+/// Writes under way at once; with more, the sink holds its input back.
+const WRITES_MAX: usize = 8;
+
+/// When a file is closed, to become visible with the next snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roll {
+    /// At this length.
+    pub bytes: u64,
+    /// At this age. Zero: every snapshot shows its output, in a file of its own.
+    pub age: Duration,
+}
+
+impl Default for Roll {
+    fn default() -> Self {
+        Self { bytes: 64 << 20, age: Duration::from_secs(1) }
+    }
+}
+
+/// Sink of lines in files of one directory.
+pub struct Files<T, F> {
+    directory: PathBuf,
+    format: F,
+    roll: Roll,
+    record: std::marker::PhantomData<fn(T)>,
+}
+
+impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Files<T, F> {
+    /// Into `directory`, made if missing. `format(record, out)` appends a record's line, with its
+    /// end.
+    pub fn new(directory: impl Into<PathBuf>, roll: Roll, format: F) -> Self {
+        let directory = directory.into();
+        Self { directory, format, roll, record: std::marker::PhantomData }
+    }
+}
+
+/// One file in a handle.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    /// Without the dot that hides it.
+    name: String,
+    /// Bytes that belong to the snapshot.
+    length: u64,
+}
+
+fn name_of(first: SnapshotId, subtask: usize) -> String {
+    format!("part-{:012}-{subtask:05}", first.0)
+}
+
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix('.').unwrap_or(name).starts_with("part-")
+}
+
+impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink for Files<T, F> {
+    type Item = T;
+
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
+        let directory = &self.directory;
+        disk.create_dir_all(directory).map_err(Error::io("create directory", directory))?;
+        let names = disk.list(directory).map_err(Error::io("list directory", directory))?;
+        let Some(handles) = handles else {
+            if let Some(name) = names.iter().find(|name| !name.starts_with(".part-")) {
+                return Err(Error::Output {
+                    path: directory.clone(),
+                    reason: format!(
+                        "it already holds '{name}', and there is no snapshot to go on from; \
+                         choose an empty directory, or remove its contents"
+                    ),
+                });
+            }
+            return remove(disk, directory, names.iter());
+        };
+        let mut listed = Vec::new();
+        for handle in handles {
+            let handle = Handle::from_archive(handle).map_err(|e| bad_handle("files", e))?;
+            listed.push(handle);
+        }
+        self.redo(&listed, &names, disk)
+    }
+
+    fn writer(&self, context: &WriterContext) -> Result<Box<dyn Writer<T>>> {
+        let queue = context.disk.queue(WRITES_MAX * 2);
+        Ok(Box::new(FilesWriter {
+            directory: self.directory.clone(),
+            format: self.format.clone(),
+            roll: self.roll,
+            subtask: context.subtask,
+            disk: context.disk.clone(),
+            queue: queue.map_err(Error::io("write in", &self.directory))?,
+            completions: Vec::new(),
+            next_snapshot: context.first_snapshot,
+            buffer: Vec::new(),
+            open: None,
+            closed: VecDeque::new(),
+            prepared: VecDeque::new(),
+            open_at: VecDeque::new(),
+            writing: Vec::new(),
+            writes: 0,
+            ended: false,
+        }))
+    }
+}
+
+/// What a snapshot holds of a writer.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+struct Handle {
+    snapshot: u64,
+    listed: Vec<Listed>,
+}
+
+fn remove<'a>(
+    disk: &dyn Disk,
+    directory: &Path,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<()> {
+    for name in names {
+        let path = directory.join(name);
+        disk.remove(&path).map_err(Error::io("remove", &path))?;
+    }
+    disk.sync_dir(directory).map_err(Error::io("sync directory", directory))
+}
+
+impl<T, F> Files<T, F> {
+    /// Shows what the handles list and removes what is newer.
+    fn redo(&self, handles: &[Handle], names: &[String], disk: &dyn Disk) -> Result<()> {
+        let listed: Vec<&Listed> = handles.iter().flat_map(|handle| &handle.listed).collect();
+        for Listed { name, length } in &listed {
+            let (hidden, visible) = (self.directory.join(format!(".{name}")), self.directory.join(name));
+            let is_hidden = names.iter().any(|n| n.strip_prefix('.') == Some(name));
+            if !is_hidden && !names.contains(name) {
+                return Err(Error::Output {
+                    path: visible,
+                    reason: "the snapshot lists it but it is gone; restore the file, or remove \
+                             snapshots and output and start over"
+                        .into(),
+                });
+            }
+            let path = if is_hidden { &hidden } else { &visible };
+            let found = disk.len(path).map_err(Error::io("measure", path))?;
+            if found < *length {
+                return Err(Error::corrupt(path, found, format!("cut short; the snapshot lists {length} bytes")));
+            }
+            if found > *length {
+                let file = disk.open(path).map_err(Error::io("open", path))?;
+                file.set_len(*length).map_err(Error::io("cut", path))?;
+                file.sync_data().map_err(Error::io("sync", path))?;
+            }
+            if is_hidden {
+                disk.rename(&hidden, &visible).map_err(Error::io("rename", &hidden))?;
+            }
+        }
+        let restored = handles.iter().map(|handle| handle.snapshot).max().unwrap_or(0);
+        let newer = names.iter().filter(|name| is_ours(name)).filter(|name| {
+            let shown = name.strip_prefix('.').unwrap_or(name);
+            let hidden = name.len() != shown.len();
+            let first = shown.get(5..17).and_then(|digits| digits.parse::<u64>().ok());
+            let known = listed.iter().any(|file| file.name == shown);
+            !known && (hidden || first.is_some_and(|first| first > restored))
+        });
+        remove(disk, &self.directory, newer)
+    }
+}
+
+/// The hidden file being written.
+struct OpenFile {
+    name: String,
+    file: FileHandle,
+    length: u64,
+    opened_ns: u64,
+}
+
+/// How far the data of one snapshot is.
+struct Prepared {
+    snapshot: SnapshotId,
+    /// The file that has to be synced, once every write up to number `writes` is done.
+    file: FileHandle,
+    writes: u64,
+    sync: Sync,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    Waiting,
+    Submitted(Ticket),
+    Done,
+}
+
+struct FilesWriter<F> {
+    directory: PathBuf,
+    format: F,
+    roll: Roll,
+    subtask: usize,
+    disk: Arc<dyn Disk>,
+    queue: Box<dyn DiskQueue>,
+    completions: Vec<Completion>,
+    /// The snapshot that what is written now belongs to.
+    next_snapshot: SnapshotId,
+    buffer: Vec<u8>,
+    open: Option<OpenFile>,
+    /// Files that become visible with their snapshot.
+    closed: VecDeque<(SnapshotId, Listed)>,
+    prepared: VecDeque<Prepared>,
+    /// What each snapshot has of the file that was open then.
+    open_at: VecDeque<(SnapshotId, Option<Listed>)>,
+    /// Writes under way, by number; the number rises by one per write.
+    writing: Vec<(Ticket, u64)>,
+    writes: u64,
+    ended: bool,
+}
+
+impl<F> FilesWriter<F> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn open_file(&mut self) -> Result<&mut OpenFile> {
+        if self.open.is_none() {
+            let name = name_of(self.next_snapshot, self.subtask);
+            let path = self.path(&format!(".{name}"));
+            let file = self.disk.create_new(&path).map_err(Error::io("create", &path))?;
+            let sync = self.disk.sync_dir(&self.directory);
+            sync.map_err(Error::io("sync directory", &self.directory))?;
+            self.open = Some(OpenFile { name, file, length: 0, opened_ns: clock::now_ns() });
+        }
+        Ok(self.open.as_mut().expect("opened above"))
+    }
+
+    /// Hands the buffer to the disk. False: no room now, the buffer stays.
+    fn submit_buffer(&mut self) -> Result<bool> {
+        if self.buffer.is_empty() {
+            return Ok(true);
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let length = buffer.len() as u64;
+        let open = self.open_file()?;
+        let write =
+            Operation::Write { file: open.file.clone(), offset: open.length, buffer, sync: false };
+        match self.queue.submit(write) {
+            Ok(ticket) => {
+                self.writes += 1;
+                self.writing.push((ticket, self.writes));
+                self.open.as_mut().expect("opened above").length += length;
+                Ok(true)
+            }
+            Err(Operation::Write { buffer, .. }) => {
+                self.buffer = buffer;
+                Ok(false)
+            }
+            Err(other) => unreachable!("a refused write comes back as it was, not {other:?}"),
+        }
+    }
+
+    /// Takes completions and starts the syncs that are due.
+    fn turn(&mut self) -> Result<()> {
+        self.queue.poll(&mut self.completions);
+        for completion in self.completions.drain(..) {
+            completion.result.map_err(Error::io("write in", &self.directory))?;
+            let ticket = completion.ticket;
+            self.writing.retain(|(writing, _)| *writing != ticket);
+            for prepared in &mut self.prepared {
+                if prepared.sync == Sync::Submitted(ticket) {
+                    prepared.sync = Sync::Done;
+                }
+            }
+        }
+        let oldest = self.writing.iter().map(|(_, number)| *number).min().unwrap_or(u64::MAX);
+        for prepared in &mut self.prepared {
+            if prepared.sync == Sync::Waiting && prepared.writes < oldest {
+                let sync = Operation::Sync { file: prepared.file.clone() };
+                let Ok(ticket) = self.queue.submit(sync) else { break };
+                prepared.sync = Sync::Submitted(ticket);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is under way. Only at the end of the job.
+    fn settle(&mut self) -> Result<()> {
+        while !self.submit_buffer()? || !self.writing.is_empty() || self.queue.in_flight() > 0 {
+            self.turn()?;
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn show(&self, name: &str) -> Result<()> {
+        let (hidden, visible) = (self.path(&format!(".{name}")), self.path(name));
+        self.disk.rename(&hidden, &visible).map_err(Error::io("rename", &hidden))
+    }
+
+    /// Shows the open file, cut to the length a complete snapshot has of it.
+    fn show_open(&mut self, length: u64) -> Result<()> {
+        self.settle()?;
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let path = self.path(&open.name);
+        open.file.set_len(length).map_err(Error::io("cut", &path))?;
+        open.file.sync_data().map_err(Error::io("sync", &path))?;
+        self.show(&open.name)
+    }
+}
+
+impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
+    fn write(&mut self, records: &mut Batch<'_, T>) -> Result<Flow> {
+        while !records.is_empty() {
+            if self.buffer.len() >= WRITE_BYTES {
+                self.turn()?;
+                if self.writing.len() >= WRITES_MAX || !self.submit_buffer()? {
+                    return Ok(Flow::Full);
+                }
+            }
+            for record in records.drain(256) {
+                (self.format)(&record, &mut self.buffer);
+            }
+        }
+        Ok(Flow::Done)
+    }
+
+    fn ended(&mut self) {
+        self.ended = true;
+    }
+
+    fn prepare(&mut self, snapshot: SnapshotId) -> Result<Vec<u8>> {
+        let now_ns = clock::now_ns();
+        while !self.submit_buffer()? {
+            self.turn()?; // only with more snapshots pending than the queue is deep
+        }
+        self.next_snapshot = snapshot.next();
+        let (roll, ended) = (self.roll, self.ended);
+        let mut open_at = None;
+        if let Some(open) = &self.open {
+            let (file, writes) = (open.file.clone(), self.writes);
+            self.prepared.push_back(Prepared { snapshot, file, writes, sync: Sync::Waiting });
+            let listed = Listed { name: open.name.clone(), length: open.length };
+            let age_ns = now_ns.saturating_sub(open.opened_ns);
+            if ended || open.length >= roll.bytes || u128::from(age_ns) >= roll.age.as_nanos() {
+                self.closed.push_back((snapshot, listed));
+                self.open = None;
+            } else {
+                open_at = Some(listed);
+            }
+        }
+        let listed = self.closed.iter().map(|(_, listed)| listed).chain(&open_at).cloned();
+        let handle = Handle { snapshot: snapshot.0, listed: listed.collect() };
+        self.open_at.push_back((snapshot, open_at));
+        self.turn()?;
+        Ok(handle.to_archive().map_err(|error| bad_handle("files", error))?.to_vec())
+    }
+
+    fn is_prepared(&mut self, snapshot: SnapshotId) -> Result<bool> {
+        self.turn()?;
+        let settled = |prepared: &mut Prepared| prepared.sync == Sync::Done;
+        while self.prepared.pop_front_if(settled).is_some() {}
+        Ok(self.prepared.front().is_none_or(|prepared| prepared.snapshot > snapshot))
+    }
+
+    fn commit(&mut self, snapshot: SnapshotId, last: bool) -> Result<()> {
+        let mut shown = false;
+        while let Some((_, file)) = self.closed.pop_front_if(|(id, _)| *id <= snapshot) {
+            self.show(&file.name)?;
+            shown = true;
+        }
+        let mut open_at = None;
+        while let Some((_, open)) = self.open_at.pop_front_if(|(id, _)| *id <= snapshot) {
+            open_at = open;
+        }
+        if last && let Some(open) = open_at {
+            self.show_open(open.length)?;
+            shown = true;
+        }
+        if shown {
+            let sync = self.disk.sync_dir(&self.directory);
+            sync.map_err(Error::io("sync directory", &self.directory))?;
+        }
+        Ok(())
+    }
+
+    fn commit_all(&mut self) -> Result<()> {
+        self.settle()?;
+        let length = self.open.as_ref().map_or(0, |open| open.length);
+        self.show_open(length)?;
+        self.disk.sync_dir(&self.directory).map_err(Error::io("sync directory", &self.directory))
+    }
+}

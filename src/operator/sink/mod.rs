@@ -1,0 +1,201 @@
+//! Sinks: where results leave the job, exactly once.
+//!
+//! Two phases around the manifest, which is the decision (Gray's transaction log in miniature):
+//! at a barrier a writer *prepares* what it wrote (durable, but not visible) and puts a handle into
+//! the snapshot; when the manifest is durable it *commits* (visible). After a restore
+//! [`Sink::recover`] commits again what the manifest lists, which changes nothing if it had been
+//! done, and discards anything newer.
+//!
+//! Invariants
+//! - What is written between two marks belongs to the later one, whenever it is committed (trap 26).
+//! - A handle lists everything of its writer that is not known to be committed for good, so a crash
+//!   between manifest and commit loses nothing (trap 25).
+
+mod collect;
+mod console;
+mod files;
+mod fold;
+
+pub use collect::{Collect, Collected};
+pub use console::Console;
+pub use files::{Files, Roll};
+pub use fold::{FoldSink, Folded};
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Committer, Flow, Part, Probe, Stage, Visitor};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::id::{SnapshotId, StateSlot};
+use crate::record::{Batch, Record};
+use crate::state::{Drained, OperatorState, StateWriter};
+
+/// What a writer is made with.
+#[derive(Clone)]
+pub struct WriterContext {
+    /// Which parallel copy, from 0.
+    pub subtask: usize,
+    /// The first snapshot that what it writes will belong to.
+    pub first_snapshot: SnapshotId,
+    /// Whether the job takes snapshots. Without them nothing is prepared: a writer may publish as
+    /// it goes, or at [`Writer::commit_all`].
+    pub transactional: bool,
+    /// Files, as the job's driver reaches them.
+    pub disk: Arc<dyn Disk>,
+}
+
+/// Where results go.
+pub trait Sink: Send + Sync + 'static {
+    /// What it takes.
+    type Item: Record;
+
+    /// Called once before writers are made, at every start. `handles` are those of the snapshot
+    /// that is being restored (empty: it had none), or `None` at a start without one. Commits what
+    /// they list and discards what they do not. Called again after a crash: must be idempotent.
+    ///
+    /// # Errors
+    /// The place of output cannot be used as it is.
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()>;
+
+    /// A writer for one task.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn writer(&self, context: &WriterContext) -> Result<Box<dyn Writer<Self::Item>>>;
+}
+
+/// Writes the results of one task.
+pub trait Writer<T>: Send {
+    /// Takes records until the batch is empty, or `Full` while earlier output is on its way out.
+    ///
+    /// # Errors
+    /// The output failed.
+    fn write(&mut self, records: &mut Batch<'_, T>) -> Result<Flow>;
+
+    /// No record follows.
+    fn ended(&mut self) {}
+
+    /// What was written since the last call belongs to `snapshot`. Starts making it durable and
+    /// returns the handle that the snapshot will list. Never blocks.
+    ///
+    /// # Errors
+    /// The output failed.
+    fn prepare(&mut self, snapshot: SnapshotId) -> Result<Vec<u8>>;
+
+    /// Whether everything up to `snapshot` is durable.
+    ///
+    /// # Errors
+    /// The output failed.
+    fn is_prepared(&mut self, _snapshot: SnapshotId) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// `snapshot` is complete: publishes everything up to it. `last`: the job stops here.
+    ///
+    /// # Errors
+    /// The output failed.
+    fn commit(&mut self, snapshot: SnapshotId, last: bool) -> Result<()>;
+
+    /// The input has come to its end in a job without snapshots: publishes everything.
+    ///
+    /// # Errors
+    /// The output failed.
+    fn commit_all(&mut self) -> Result<()>;
+}
+
+/// The last stage of a chain that ends in a sink.
+pub struct SinkStage<T: Record> {
+    name: String,
+    writer: Box<dyn Writer<T>>,
+    handle: Handle,
+    probe: Probe,
+}
+
+/// The handle of the marked snapshot on its way into it.
+struct Handle {
+    subtask: u32,
+    marked: VecDeque<Result<Vec<u8>>>,
+}
+
+const SCHEMA: u32 = 1;
+
+impl<T: Record> SinkStage<T> {
+    /// Operator `name`, task `subtask`.
+    #[must_use]
+    pub fn new(name: String, subtask: usize, writer: Box<dyn Writer<T>>, probe: Probe) -> Self {
+        let handle = Handle { subtask: subtask as u32, marked: VecDeque::new() };
+        Self { name, writer, handle, probe }
+    }
+}
+
+impl<T: Record> Stage<T> for SinkStage<T> {
+    fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
+        self.probe.enter();
+        self.writer.write(input)
+    }
+
+    fn flush(&mut self) -> Result<Flow> {
+        Ok(Flow::Done)
+    }
+
+    fn finish(&mut self) -> Result<Flow> {
+        self.writer.ended();
+        Ok(Flow::Done)
+    }
+
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
+        self.probe.enter();
+        let mut state = SinkState { writer: &mut *self.writer, handle: &mut self.handle };
+        visitor(Part::State(&self.name, &mut state))?;
+        visitor(Part::Sink(&self.name, &mut state))
+    }
+}
+
+/// A sink's writer as a part of the snapshot.
+struct SinkState<'a, T> {
+    writer: &'a mut dyn Writer<T>,
+    handle: &'a mut Handle,
+}
+
+impl<T: Record> OperatorState for SinkState<'_, T> {
+    fn mark(&mut self, snapshot: SnapshotId) {
+        let prepared = self.writer.prepare(snapshot);
+        self.handle.marked.push_back(prepared);
+    }
+
+    fn drain(&mut self, _budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained> {
+        if let Some(handle) = self.handle.marked.pop_front() {
+            out.write(StateSlot::Task(self.handle.subtask), SCHEMA, &handle?);
+        }
+        Ok(Drained::Done)
+    }
+
+    fn abandon(&mut self) {
+        self.handle.marked.clear();
+    }
+
+    fn restore(&mut self, _slot: StateSlot, schema: u32, _bytes: &[u8]) -> Result<(), String> {
+        // The handles went to `Sink::recover` before this writer existed.
+        if schema == SCHEMA { Ok(()) } else { Err(format!("handle schema {schema}")) }
+    }
+}
+
+impl<T: Record> Committer for SinkState<'_, T> {
+    fn is_prepared(&mut self, snapshot: SnapshotId) -> Result<bool> {
+        self.writer.is_prepared(snapshot)
+    }
+
+    fn commit(&mut self, snapshot: SnapshotId, last: bool) -> Result<()> {
+        self.writer.commit(snapshot, last)
+    }
+
+    fn commit_all(&mut self) -> Result<()> {
+        self.writer.commit_all()
+    }
+}
+
+/// What cannot be read in a handle.
+fn bad_handle(sink: &str, reason: impl ToString) -> Error {
+    Error::State { operator: sink.into(), reason: format!("sink handle: {}", reason.to_string()) }
+}

@@ -1,0 +1,251 @@
+//! A text file, split by byte ranges at line ends, the offset of the next line as state.
+//!
+//! Split s of n is the range `len * s / n .. len * (s + 1) / n`; a line belongs to the split that
+//! its first byte lies in. Reads go through the disk queue, one chunk ahead of the lines.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::lines::{LineSplitter, line_too_long};
+use super::{Read, Reader, ReaderContext, Source};
+use crate::disk::{Disk, DiskQueue, FileHandle, Operation};
+use crate::error::{Error, Result};
+use crate::record::Record;
+
+const CHUNK_BYTES: usize = 256 << 10;
+/// Chunks being read ahead.
+const READ_AHEAD: usize = 2;
+const SPLITS_MAX: u64 = 128;
+const SPLIT_BYTES_MIN: u64 = 64 << 10;
+/// How much of the file's beginning tells it from another of the same length.
+const IDENTITY_BYTES: usize = 64 << 10;
+
+/// Lines of a file, each decoded into any number of records.
+pub struct TextFile<D> {
+    path: PathBuf,
+    /// Bytes to be read: the file's length when it was opened, or less.
+    length: u64,
+    decode: Arc<D>,
+}
+
+/// Decodes a line into itself.
+fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) {
+    out.push(line.to_vec());
+}
+
+impl TextFile<fn(&[u8], &mut Vec<Vec<u8>>)> {
+    /// The lines of `path`, as bytes without their ends.
+    ///
+    /// # Errors
+    /// The file is missing, empty, unreadable or not a regular file.
+    pub fn open(path: impl AsRef<Path>, disk: &dyn Disk) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let refuse = |reason: String| Error::Input { name: path.display().to_string(), reason };
+        if path.is_dir() {
+            return Err(refuse("it is a directory; name a text file".into()));
+        }
+        disk.open_read(&path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+        let length = disk.len(&path).map_err(|error| refuse(format!("no length: {error}")))?;
+        if length == 0 {
+            return Err(refuse("it is empty (or not a regular file); there is nothing to do".into()));
+        }
+        Ok(Self { path, length, decode: Arc::new(whole_line) })
+    }
+}
+
+impl<D> TextFile<D> {
+    /// Decodes each line with `decode(line, out)` in the source itself: no copy of the line.
+    pub fn decode<T, E: Fn(&[u8], &mut Vec<T>)>(self, decode: E) -> TextFile<E> {
+        TextFile { path: self.path, length: self.length, decode: Arc::new(decode) }
+    }
+
+    /// Only the first `lines` lines. Reads the file up to there once.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn limit(mut self, lines: u64, disk: &dyn Disk) -> Result<Self> {
+        let file = disk.open_read(&self.path).map_err(Error::io("open", &self.path))?;
+        let (mut chunk, mut offset, mut left) = (vec![0; CHUNK_BYTES], 0, lines);
+        while left > 0 && offset < self.length {
+            let count = file.read_at(&mut chunk, offset).map_err(Error::io("read", &self.path))?;
+            if count == 0 {
+                break;
+            }
+            for end in memchr::memchr_iter(b'\n', &chunk[..count]) {
+                left -= 1;
+                if left == 0 {
+                    self.length = offset + end as u64 + 1;
+                    return Ok(self);
+                }
+            }
+            offset += count as u64;
+        }
+        if lines == 0 {
+            self.length = 0;
+        }
+        Ok(self)
+    }
+
+    fn start_of(&self, split: u32) -> u64 {
+        let splits = u128::from(self.split_count());
+        (u128::from(self.length) * u128::from(split) / splits) as u64
+    }
+
+    fn split_count(&self) -> u32 {
+        (self.length / SPLIT_BYTES_MIN).clamp(1, SPLITS_MAX) as u32
+    }
+}
+
+impl<T: Record, D: Fn(&[u8], &mut Vec<T>) + Send + Sync + 'static> Source for TextFile<D> {
+    type Item = T;
+
+    fn identity(&self, context: &ReaderContext) -> Result<String> {
+        let file = context.disk.open_read(&self.path).map_err(Error::io("open", &self.path))?;
+        let mut head = vec![0; IDENTITY_BYTES.min(self.length as usize)];
+        let count = file.read_at(&mut head, 0).map_err(Error::io("read", &self.path))?;
+        let sum = crc32c::crc32c(&head[..count]);
+        Ok(format!("text file of {} bytes, beginning with CRC32C {sum:08x}", self.length))
+    }
+
+    fn splits(&self) -> u32 {
+        self.split_count()
+    }
+
+    fn reader(
+        &self,
+        split: u32,
+        offset: Option<u64>,
+        context: &ReaderContext,
+    ) -> Result<Box<dyn Reader<T>>> {
+        let (start, end) = (self.start_of(split), self.start_of(split + 1));
+        let file = context.disk.open_read(&self.path).map_err(Error::io("open", &self.path))?;
+        let queue = context.disk.queue(READ_AHEAD).map_err(Error::io("read", &self.path))?;
+        // A split begins at the first line that starts in it: the line end before that may be the
+        // very byte before the split. An offset before the split says that it was not found yet.
+        let skip_line = start > 0 && offset.is_none_or(|offset| offset < start);
+        let base = if skip_line { start - 1 } else { offset.unwrap_or(start) };
+        Ok(Box::new(RangeReader {
+            path: self.path.clone(),
+            file,
+            queue,
+            file_end: self.length,
+            split_end: end,
+            next_read: base,
+            done: VecDeque::new(),
+            completions: Vec::new(),
+            base,
+            lines: LineSplitter::default(),
+            skip_line,
+            decode: self.decode.clone(),
+        }))
+    }
+}
+
+struct RangeReader<D> {
+    path: PathBuf,
+    file: FileHandle,
+    queue: Box<dyn DiskQueue>,
+    file_end: u64,
+    split_end: u64,
+    /// Where the next chunk to be asked for begins.
+    next_read: u64,
+    /// Chunks asked for, oldest first; `Some` once they are there.
+    done: VecDeque<(crate::disk::Ticket, Option<Vec<u8>>)>,
+    completions: Vec<crate::disk::Completion>,
+    /// Where the first line of `lines` began.
+    base: u64,
+    lines: LineSplitter,
+    skip_line: bool,
+    decode: Arc<D>,
+}
+
+impl<D> RangeReader<D> {
+    fn position(&self) -> u64 {
+        self.base + self.lines.consumed()
+    }
+
+    fn failed(&self, reason: String) -> Error {
+        Error::Input { name: self.path.display().to_string(), reason }
+    }
+
+    /// Asks for chunks ahead and takes what has come.
+    fn turn(&mut self) -> Result<()> {
+        // Behind the split's end only what its last line needs is read.
+        while self.done.len() < READ_AHEAD
+            && self.next_read < self.file_end
+            && (self.next_read < self.split_end || self.done.is_empty())
+        {
+            let length = CHUNK_BYTES.min((self.file_end - self.next_read) as usize);
+            let read = Operation::Read {
+                file: self.file.clone(),
+                offset: self.next_read,
+                buffer: vec![0; length],
+            };
+            let Ok(ticket) = self.queue.submit(read) else { break };
+            self.done.push_back((ticket, None));
+            self.next_read += length as u64;
+        }
+        self.queue.poll(&mut self.completions);
+        for completion in std::mem::take(&mut self.completions) {
+            let count = completion
+                .result
+                .map_err(|error| self.failed(format!("cannot be read: {error}")))?;
+            let place = self.done.iter_mut().find(|(ticket, _)| *ticket == completion.ticket);
+            let (_, chunk) = place.expect("a completion answers a read");
+            let mut buffer = completion.buffer;
+            buffer.truncate(count);
+            *chunk = Some(buffer);
+        }
+        Ok(())
+    }
+
+    /// Gives the splitter its next chunk. False if it is not there yet.
+    fn next_chunk(&mut self) -> Result<bool> {
+        self.turn()?;
+        let Some((_, chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
+        let chunk = chunk.take().expect("matched above");
+        if chunk.is_empty() {
+            return Err(self.failed(format!("it ended before byte {}; was it cut short while the job ran?", self.file_end)));
+        }
+        self.done.pop_front();
+        self.lines.put(chunk);
+        Ok(true)
+    }
+}
+
+impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
+    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<Read> {
+        while out.len() < max {
+            if self.position() >= self.split_end && !self.skip_line {
+                return Ok(Read::End);
+            }
+            let (decode, skip) = (&self.decode, self.skip_line);
+            let found = self.lines.next_line(|line| {
+                if !skip {
+                    decode(line, out);
+                }
+            });
+            let name = || self.path.display().to_string();
+            match found.map_err(|offset| line_too_long(&name(), self.base + offset))? {
+                Some(()) => self.skip_line = false,
+                None if self.next_read >= self.file_end && self.done.is_empty() => {
+                    if !skip {
+                        self.lines.last_line(|line| decode(line, out));
+                    }
+                    return Ok(Read::End);
+                }
+                None => {
+                    if !self.next_chunk()? {
+                        return Ok(if out.is_empty() { Read::Idle } else { Read::More });
+                    }
+                }
+            }
+        }
+        Ok(Read::More)
+    }
+
+    fn offset(&self) -> u64 {
+        self.position()
+    }
+}

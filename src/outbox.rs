@@ -1,0 +1,130 @@
+//! A task's outputs: which channel each record takes, and control marks into all of them.
+//!
+//! The last stage of a chain that leads to other tasks. Records are written straight into the ring
+//! slots of their channel and published once per batch.
+//!
+//! Invariants
+//! - A record is taken from the batch only when every channel it may go to has a free slot, so the
+//!   emission stops between two records and goes on there (trap 8).
+//! - A control mark needs no record slot. It is put into each channel once, channel by channel,
+//!   and a full channel does not keep the others from getting it (trap 9).
+
+use crate::channel::Producer;
+use crate::config::BATCH_RECORDS;
+use crate::error::Result;
+use crate::id::KeyGroup;
+use crate::key::Key;
+use crate::operator::keyed::Select;
+use crate::operator::{Flow, Output, Part, Probe, Stage, Visitor};
+use crate::record::{Batch, Control, Drain};
+
+/// Puts records into channels.
+pub trait Route<T>: Send {
+    /// Pushes every record of `records`; each producer has room for that many.
+    fn route(&mut self, records: Drain<'_, T>, producers: &mut [Producer<T>]);
+}
+
+/// To the owner of the record's key group.
+pub struct ByKey<S>(pub S);
+
+impl<T: Send, S: Select<T>> Route<T> for ByKey<S> {
+    #[inline]
+    fn route(&mut self, records: Drain<'_, T>, producers: &mut [Producer<T>]) {
+        let parallelism = producers.len();
+        for record in records {
+            let hash = self.0.with(&record, Key::key_hash);
+            producers[KeyGroup::of_hash(hash).owner(parallelism)].push(record);
+        }
+    }
+}
+
+/// To one task after the other.
+#[derive(Default)]
+pub struct RoundRobin(pub usize);
+
+impl<T: Send> Route<T> for RoundRobin {
+    fn route(&mut self, records: Drain<'_, T>, producers: &mut [Producer<T>]) {
+        for record in records {
+            self.0 = if self.0 + 1 >= producers.len() { 0 } else { self.0 + 1 };
+            producers[self.0].push(record);
+        }
+    }
+}
+
+/// To every task.
+pub struct ToAll;
+
+impl<T: Clone + Send> Route<T> for ToAll {
+    fn route(&mut self, records: Drain<'_, T>, producers: &mut [Producer<T>]) {
+        let (last, rest) = producers.split_last_mut().expect("an edge has channels");
+        for record in records {
+            rest.iter_mut().for_each(|producer| producer.push(record.clone()));
+            last.push(record);
+        }
+    }
+}
+
+/// The channels of one edge.
+pub struct Outbox<T: Send, R> {
+    route: R,
+    channels: Channels<T>,
+    probe: Probe,
+}
+
+impl<T: Send, R: Route<T>> Outbox<T, R> {
+    /// Sends by `route` into `producers`, one per task of the receiving operator.
+    #[must_use]
+    pub fn new(route: R, producers: Vec<Producer<T>>, probe: Probe) -> Self {
+        assert!(!producers.is_empty(), "an edge has channels");
+        let given = vec![false; producers.len()];
+        Self { route, channels: Channels { producers, given }, probe }
+    }
+}
+
+impl<T: Send, R: Route<T>> Stage<T> for Outbox<T, R> {
+    fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
+        self.probe.enter();
+        let producers = &mut self.channels.producers;
+        while !input.is_empty() {
+            let wanted = input.len().min(BATCH_RECORDS);
+            let room = producers.iter_mut().map(|p| p.room(wanted)).min().unwrap_or(0);
+            if room == 0 {
+                break;
+            }
+            self.route.route(input.drain(room.min(wanted)), producers);
+        }
+        producers.iter_mut().for_each(|producer| _ = producer.publish());
+        Ok(if input.is_empty() { Flow::Done } else { Flow::Full })
+    }
+
+    fn flush(&mut self) -> Result<Flow> {
+        Ok(Flow::Done)
+    }
+
+    fn finish(&mut self) -> Result<Flow> {
+        Ok(Flow::Done)
+    }
+
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
+        visitor(Part::Output(&mut self.channels))
+    }
+}
+
+struct Channels<T: Send> {
+    producers: Vec<Producer<T>>,
+    /// Which channels already have the control that is being put.
+    given: Vec<bool>,
+}
+
+impl<T: Send> Output for Channels<T> {
+    fn control(&mut self, control: Control) -> Flow {
+        for (producer, given) in self.producers.iter_mut().zip(&mut self.given) {
+            *given = *given || producer.control(control).is_ok();
+        }
+        if !self.given.iter().all(|&given| given) {
+            return Flow::Full;
+        }
+        self.given.fill(false);
+        Flow::Done
+    }
+}
