@@ -1,4 +1,5 @@
 //! tidegate (map to come)
+pub mod channel;
 pub mod error;
 pub mod id;
 pub mod key;
