@@ -1,8 +1,9 @@
 //! tidegate (map to come)
-pub mod align;
-pub mod config;
-pub mod coordinator;
-pub mod error;
 pub mod id;
-pub mod key;
 pub mod record;
+pub mod key;
+pub mod error;
+pub mod config;
+pub mod channel;
+pub mod align;
+pub mod coordinator;

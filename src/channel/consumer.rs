@@ -1,0 +1,195 @@
+//! The reading end of a ring.
+//!
+//! Owns the head. Hands out what is next in order: a run of records that ends at the next mark, or
+//! the mark, so that the loop over a run never asks "is this a barrier".
+//!
+//! Invariants
+//! - `head <= run_end <= tail`; slots `head..tail` are ours to read.
+//! - No undelivered mark lies in `head..run_end`, though one may stand at `run_end`.
+//! - While records are lent, `head` is already behind them: a loan that is forgotten leaks its
+//!   records, it does not hand them out twice.
+
+#![expect(unsafe_code, reason = "records are lent from ring slots in place")]
+
+use std::ptr::NonNull;
+
+use super::lent::Lent;
+use super::shared::{Mark, Shared};
+use super::sync::{Arc, Ordering};
+use crate::record::{Batch, Control};
+
+/// What is next in a channel.
+pub enum Polled<'a, T> {
+    /// Nothing yet.
+    Empty,
+    /// Nothing, and the producer is gone: nothing will follow.
+    Closed,
+    /// Records, at least one.
+    Records(Lent<'a, T>),
+    /// The mark that all records before it have been taken for. It is not delivered again.
+    Control(Control),
+}
+
+/// The reading end of a [`channel`](super::channel).
+pub struct Consumer<T> {
+    /// Slot 0.
+    slots: NonNull<T>,
+    /// Capacity - 1.
+    mask: usize,
+    /// Position of the first record that is neither taken nor lent.
+    head: usize,
+    /// Position that `head` may reach before the next look at marks and producer.
+    run_end: usize,
+    /// The published tail as last seen.
+    tail: usize,
+    /// Number of marks delivered.
+    marks_head: usize,
+    /// Number of marks put, as last seen; covers every mark below `tail`.
+    marks_tail: usize,
+    /// Whether the producer was gone at the last look.
+    closed: bool,
+    shared: Arc<Shared<T>>,
+}
+
+impl<T> Consumer<T> {
+    pub(super) fn new(shared: Arc<Shared<T>>) -> Self {
+        let slots = shared.slots.base();
+        let mask = shared.slots.capacity() - 1;
+        let (head, run_end, tail, marks_head, marks_tail) = (0, 0, 0, 0, 0);
+        let closed = false;
+        Self { slots, mask, head, run_end, tail, marks_head, marks_tail, closed, shared }
+    }
+
+    /// What is next in order: up to `max` records that lie contiguous in memory, or the mark that
+    /// stands before the next record.
+    #[inline]
+    pub fn poll(&mut self, max: usize) -> Polled<'_, T> {
+        debug_assert!(max > 0, "a poll for no records");
+        if self.head == self.run_end {
+            if let Some(control) = self.next_control() {
+                return Polled::Control(control);
+            }
+            if self.head == self.run_end {
+                return if self.closed { Polled::Closed } else { Polled::Empty };
+            }
+        }
+        let first = self.head & self.mask;
+        let run = self.run_end.wrapping_sub(self.head);
+        self.lend(first, run.min(self.mask + 1 - first).min(max))
+    }
+
+    /// Number of published records not yet taken.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        // Relaxed: a number to look at; no record is read on the strength of it.
+        self.shared.producer.tail.load(Ordering::Relaxed).wrapping_sub(self.head)
+    }
+
+    /// Whether neither a record nor a mark is waiting.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        // Relaxed: as in `len`.
+        let marks_tail = self.shared.producer.marks_tail.load(Ordering::Relaxed);
+        self.len() == 0 && marks_tail == self.marks_head
+    }
+
+    /// Number of slots.
+    #[inline]
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mask + 1
+    }
+
+    /// The mark at the head, taken off; otherwise extends the run, looking at the producer if what
+    /// was seen of it is used up.
+    fn next_control(&mut self) -> Option<Control> {
+        debug_assert_eq!(self.head, self.run_end);
+        if self.head == self.tail && self.marks_head == self.marks_tail {
+            self.look();
+        }
+        if self.marks_head == self.marks_tail {
+            self.run_end = self.tail;
+            return None;
+        }
+        let mark = self.peek();
+        let records_before = mark.position.wrapping_sub(self.head);
+        if records_before == 0 {
+            self.take_mark();
+            return Some(mark.control);
+        }
+        if self.head == self.tail {
+            // The mark was seen with a tail that was read before it: records lie between.
+            self.look();
+        }
+        let visible = self.tail.wrapping_sub(self.head);
+        self.run_end = self.head.wrapping_add(visible.min(records_before));
+        None
+    }
+
+    /// Looks at the producer's line.
+    ///
+    /// The order of the loads matters. `gone` first: if it is set, the tail and the marks read after
+    /// it are the last. `tail` before `marks_tail`: a mark is stored before any tail above it, so
+    /// the marks read cover that tail.
+    fn look(&mut self) {
+        let line = &self.shared.producer;
+        // Acquire, pairs with the Release store in `Producer::drop`.
+        self.closed = line.gone.load(Ordering::Acquire);
+        // Acquire, pairs with the Release store in `Producer::publish`: the records below are
+        // written.
+        self.tail = line.tail.load(Ordering::Acquire);
+        // Acquire, pairs with the Release store in `Producer::control`: the marks below are written.
+        self.marks_tail = line.marks_tail.load(Ordering::Acquire);
+    }
+
+    /// The first undelivered mark. There must be one.
+    fn peek(&self) -> Mark {
+        debug_assert_ne!(self.marks_head, self.marks_tail);
+        // SAFETY: marks_head < marks_tail, so the mark is written and the producer leaves it alone.
+        self.shared.mark(self.marks_head).with(|cell| unsafe { cell.read() })
+    }
+
+    /// Marks the first mark as delivered.
+    fn take_mark(&mut self) {
+        self.marks_head = self.marks_head.wrapping_add(1);
+        // Release, pairs with the Acquire load in `Producer::control`: the mark was read before its
+        // cell is written again.
+        self.shared.consumer.marks_head.store(self.marks_head, Ordering::Release);
+    }
+
+    /// Lends `count` records from slot `first` on, which is the slot of `head`.
+    #[inline]
+    fn lend(&mut self, first: usize, count: usize) -> Polled<'_, T> {
+        let access = self.shared.slots.access(first, count);
+        self.head = self.head.wrapping_add(count);
+        // SAFETY: first <= mask, inside the allocation.
+        let start = unsafe { self.slots.add(first) };
+        // SAFETY: the slots lie in head..run_end: initialised, seen by Acquire, contiguous, and not
+        // released before the loan ends. `Lent` checks on return that it got this batch back.
+        let batch = unsafe { Batch::from_raw(start, count) };
+        Polled::Records(Lent::new(self, batch, start, count, access))
+    }
+
+    /// Takes back the last `left` lent records and gives the slots before them to the producer.
+    #[inline]
+    pub(super) fn release(&mut self, left: usize) {
+        self.head = self.head.wrapping_sub(left);
+        // Release, pairs with the Acquire load in `Producer::room`: our reads from these slots
+        // happen before the producer's next writes.
+        self.shared.consumer.head.store(self.head, Ordering::Release);
+    }
+}
+
+impl<T> Drop for Consumer<T> {
+    fn drop(&mut self) {
+        // Also passes over the records of forgotten loans, so that the last drop leaves them alone.
+        self.release(0);
+        // Relaxed: see `Producer::is_closed`.
+        self.shared.consumer.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: the pointer is to the slots that `shared` owns; records move with T: Send.
+unsafe impl<T: Send> Send for Consumer<T> {}

@@ -1,0 +1,340 @@
+//! The ring against a `VecDeque`, and two threads against each other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+
+use super::{CONTROLS_MAX, Consumer, Polled, Producer, channel};
+use crate::id::SnapshotId;
+use crate::record::{Batch, Control};
+
+/// A record that counts its drops.
+struct Counted {
+    value: usize,
+    drops: Arc<AtomicUsize>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.drops.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// As many as fit of this many.
+    Push(usize),
+    Publish,
+    Control,
+    /// Ask for at most so many, take at most so many of them.
+    Poll {
+        max: usize,
+        take: usize,
+    },
+    /// Forget the loan instead of ending it.
+    Forget,
+    DropProducer,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (1..6_usize).prop_map(Step::Push),
+        4 => Just(Step::Publish),
+        2 => Just(Step::Control),
+        8 => (1..9_usize, 0..9_usize).prop_map(|(max, take)| Step::Poll { max, take }),
+        1 => Just(Step::Forget),
+    ];
+    (prop::collection::vec(step, 1..200), any::<bool>()).prop_map(|(mut steps, close)| {
+        if close {
+            steps.push(Step::DropProducer);
+            steps.extend((0..20).map(|_| Step::Poll { max: 8, take: 8 }));
+        }
+        steps
+    })
+}
+
+#[derive(Debug, PartialEq)]
+enum Item {
+    Record(usize),
+    Control(Control),
+}
+
+/// What the ring should hold.
+struct Model {
+    capacity: usize,
+    /// In order; the last `unpublished` are not visible yet.
+    items: VecDeque<Item>,
+    unpublished: usize,
+    /// Slots not yet released.
+    held: usize,
+    controls: usize,
+    pushed: usize,
+    leaked: usize,
+}
+
+impl Model {
+    fn step(&mut self, step: &Step, ends: &mut Ends, drops: &Arc<AtomicUsize>) {
+        match *step {
+            Step::Push(wanted) => {
+                let Some(producer) = &mut ends.producer else { return };
+                let room = producer.room(wanted);
+                let free = self.capacity - self.held;
+                assert!(room <= free && room >= wanted.min(free), "room {room} of {free}");
+                for _ in 0..room.min(wanted) {
+                    producer.push(Counted { value: self.pushed, drops: drops.clone() });
+                    self.items.push_back(Item::Record(self.pushed));
+                    self.pushed += 1;
+                    self.held += 1;
+                    self.unpublished += 1;
+                }
+            }
+            Step::Publish => {
+                let Some(producer) = &mut ends.producer else { return };
+                assert_eq!(producer.publish(), self.unpublished > 0);
+                self.unpublished = 0;
+            }
+            Step::Control => {
+                let Some(producer) = &mut ends.producer else { return };
+                let control = Control::Barrier(SnapshotId(self.pushed as u64));
+                let put = producer.control(control);
+                self.unpublished = 0;
+                if self.controls == CONTROLS_MAX {
+                    assert_eq!(put, Err(control));
+                } else {
+                    assert_eq!(put, Ok(()));
+                    self.items.push_back(Item::Control(control));
+                    self.controls += 1;
+                }
+            }
+            Step::Poll { max, take } => self.poll(&mut ends.consumer, max, take, false),
+            Step::Forget => self.poll(&mut ends.consumer, 2, 1, true),
+            Step::DropProducer => {
+                ends.producer = None;
+                self.unpublished = 0;
+            }
+        }
+        ends.closed = ends.producer.is_none();
+        let visible = self.items.iter().take(self.items.len() - self.unpublished);
+        let records = visible.clone().filter(|item| matches!(item, Item::Record(_))).count();
+        assert_eq!(ends.consumer.len(), records);
+        assert_eq!(ends.consumer.is_empty(), visible.count() == 0);
+    }
+
+    fn poll(&mut self, consumer: &mut Consumer<Counted>, max: usize, take: usize, forget: bool) {
+        let visible = self.items.len() - self.unpublished;
+        match consumer.poll(max) {
+            Polled::Empty | Polled::Closed => assert_eq!(visible, 0),
+            Polled::Control(control) => {
+                assert!(visible > 0);
+                assert_eq!(self.items.pop_front(), Some(Item::Control(control)));
+                self.controls -= 1;
+            }
+            Polled::Records(mut lent) => {
+                let count = lent.len();
+                assert!(count > 0 && count <= max && count <= visible);
+                for (item, record) in self.items.iter().zip(lent.as_slice()) {
+                    assert_eq!(*item, Item::Record(record.value));
+                }
+                let taken = lent.drain(take).map(|record| record.value).collect::<Vec<_>>();
+                for value in &taken {
+                    assert_eq!(self.items.pop_front(), Some(Item::Record(*value)));
+                }
+                if forget {
+                    // The slots stay held until the next loan ends.
+                    self.items.drain(..count - taken.len());
+                    self.leaked += count - taken.len();
+                    std::mem::forget(lent);
+                } else {
+                    drop(lent);
+                    self.held = self.records();
+                }
+            }
+        }
+    }
+
+    fn records(&self) -> usize {
+        self.items.iter().filter(|item| matches!(item, Item::Record(_))).count()
+    }
+}
+
+struct Ends {
+    producer: Option<Producer<Counted>>,
+    consumer: Consumer<Counted>,
+    closed: bool,
+}
+
+proptest! {
+    #[test]
+    fn any_interleaving_behaves_as_a_queue_that_drops_each_record_once(
+        capacity in 1..9_usize,
+        steps in steps(),
+    ) {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let (producer, consumer) = channel(capacity);
+        let capacity = capacity.next_power_of_two();
+        prop_assert_eq!(producer.capacity(), capacity);
+        let mut ends = Ends { producer: Some(producer), consumer, closed: false };
+        let mut model = Model {
+            capacity,
+            items: VecDeque::new(),
+            unpublished: 0,
+            held: 0,
+            controls: 0,
+            pushed: 0,
+            leaked: 0,
+        };
+        for step in &steps {
+            model.step(step, &mut ends, &drops);
+        }
+        if ends.closed && model.items.is_empty() {
+            prop_assert!(matches!(ends.consumer.poll(1), Polled::Closed));
+        }
+        drop(ends);
+        prop_assert_eq!(drops.load(Ordering::Relaxed), model.pushed - model.leaked);
+    }
+}
+
+#[test]
+fn a_full_ring_takes_a_barrier() {
+    let (mut producer, mut consumer) = channel(1);
+    producer.push(1);
+    let barrier = Control::Barrier(SnapshotId(1));
+    producer.control(barrier).unwrap();
+    assert_eq!(producer.room(1), 0);
+    let Polled::Records(mut records) = consumer.poll(9) else { panic!("no record") };
+    assert_eq!(records.drain(9).collect::<Vec<_>>(), [1]);
+    drop(records);
+    assert!(matches!(consumer.poll(9), Polled::Control(control) if control == barrier));
+    assert!(matches!(consumer.poll(9), Polled::Empty));
+}
+
+#[test]
+fn a_barrier_waits_for_the_records_before_it_to_be_taken() {
+    let (mut producer, mut consumer) = channel(4);
+    producer.push(1);
+    producer.push(2);
+    producer.control(Control::End).unwrap();
+    for left in [2, 1] {
+        let Polled::Records(mut records) = consumer.poll(9) else { panic!("no records") };
+        assert_eq!(records.len(), left);
+        records.drain(1).for_each(drop);
+    }
+    assert!(matches!(consumer.poll(9), Polled::Control(Control::End)));
+}
+
+#[test]
+#[should_panic(expected = "push without room")]
+fn a_push_without_room_panics() {
+    let (mut producer, _consumer) = channel(2);
+    (0..3).for_each(|record| producer.push(record));
+}
+
+#[test]
+fn a_panic_while_lent_releases_what_was_taken_and_keeps_the_rest() {
+    let (mut producer, mut consumer) = channel(4);
+    (0..4).for_each(|value| producer.push(value.to_string()));
+    producer.publish();
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let Polled::Records(mut records) = consumer.poll(9) else { panic!("no records") };
+        records.drain(3).for_each(|record| assert_ne!(record, "1"));
+    }));
+    assert!(caught.is_err());
+    assert_eq!(producer.room(4), 2);
+    let Polled::Records(mut records) = consumer.poll(9) else { panic!("no records") };
+    assert_eq!(records.drain(9).collect::<Vec<_>>(), ["2", "3"]);
+}
+
+/// A `&mut Batch` lets safe code put another batch in its place: the ring must not lend a record
+/// again that the swapped-out batch gave away.
+#[test]
+fn a_batch_that_was_swapped_for_another_gives_no_record_twice() {
+    let (mut producer, mut consumer) = channel(2);
+    let (mut other_producer, mut other_consumer) = channel(2);
+    for value in 0..2 {
+        producer.push(value.to_string());
+        other_producer.push(format!("other {value}"));
+    }
+    producer.publish();
+    other_producer.publish();
+    {
+        let Polled::Records(mut one) = consumer.poll(9) else { panic!("no records") };
+        let Polled::Records(mut other) = other_consumer.poll(9) else { panic!("no records") };
+        std::mem::swap(&mut *one, &mut *other);
+        assert_eq!(one.drain(1).collect::<Vec<_>>(), ["other 0"]);
+    }
+    assert!(matches!(consumer.poll(9), Polled::Empty));
+    assert!(matches!(other_consumer.poll(9), Polled::Empty));
+    assert_eq!(producer.room(1), 0, "released only with the next loan");
+
+    let (mut producer, mut consumer) = channel(2);
+    producer.push("a".to_string());
+    producer.publish();
+    let mut stolen = {
+        let Polled::Records(mut lent) = consumer.poll(9) else { panic!("no records") };
+        std::mem::replace(&mut *lent, Batch::empty())
+    };
+    assert_eq!(stolen.drain(1).collect::<Vec<_>>(), ["a"]);
+    producer.push("b".to_string());
+    producer.publish();
+    let Polled::Records(mut lent) = consumer.poll(9) else { panic!("no records") };
+    assert_eq!(lent.drain(1).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn records_without_a_size_are_counted() {
+    let (mut producer, mut consumer) = channel(4);
+    (0..3).for_each(|_| producer.push(()));
+    producer.publish();
+    let Polled::Records(mut records) = consumer.poll(9) else { panic!("no records") };
+    assert_eq!(records.drain(9).count(), 3);
+}
+
+#[test]
+fn two_threads_see_all_records_and_marks_in_order() {
+    const RECORDS: usize = 200_000;
+    for capacity in [1, 2, 8, 1024] {
+        let (mut producer, consumer) = channel(capacity);
+        std::thread::scope(move |scope| {
+            scope.spawn(move || {
+                for value in 0..RECORDS / (1 + 9 * usize::from(capacity < 8)) {
+                    while producer.room(1) == 0 {
+                        producer.publish();
+                        assert!(!producer.is_closed());
+                        std::thread::yield_now();
+                    }
+                    producer.push(value.to_string());
+                    if value % 7 == 0 {
+                        producer.publish();
+                    }
+                    if value % 100 == 99 {
+                        let barrier = Control::Barrier(SnapshotId(value as u64 + 1));
+                        while producer.control(barrier).is_err() {
+                            assert!(!producer.is_closed());
+                            std::thread::yield_now();
+                        }
+                    }
+                }
+            });
+            let (mut consumer, mut next) = (consumer, 0);
+            loop {
+                match consumer.poll(64) {
+                    Polled::Empty => std::thread::yield_now(),
+                    Polled::Closed => break,
+                    Polled::Control(control) => {
+                        assert_eq!(control, Control::Barrier(SnapshotId(next as u64)));
+                    }
+                    Polled::Records(mut records) => {
+                        let count = records.len().div_ceil(2);
+                        for record in records.drain(count) {
+                            assert_eq!(record, next.to_string());
+                            next += 1;
+                        }
+                    }
+                }
+            }
+            assert_eq!(next, RECORDS / (1 + 9 * usize::from(capacity < 8)));
+        });
+    }
+}
