@@ -1,5 +1,5 @@
 //! tidegate (map to come)
-pub mod error;
 pub mod id;
-pub mod key;
+pub mod error;
 pub mod record;
+pub mod key;
