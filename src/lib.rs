@@ -3,3 +3,5 @@ pub mod id;
 pub mod error;
 pub mod record;
 pub mod key;
+pub mod clock;
+pub mod workload;
