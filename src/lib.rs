@@ -4,6 +4,8 @@ pub mod record;
 pub mod key;
 pub mod error;
 pub mod config;
+pub mod clock;
 pub mod channel;
 pub mod align;
 pub mod coordinator;
+pub mod workload;

@@ -34,8 +34,9 @@ pub enum Progress {
     Idle,
     /// Nothing can be done before this time, ns, unless something comes.
     Until(u64),
-    /// State was captured for this snapshot and its barrier is on its way.
-    Captured(SnapshotId),
+    /// The task stands at this barrier with nothing owed: call [`Task::capture`] or
+    /// [`Task::pass_barrier`] now.
+    Due(SnapshotId),
     /// No record will come out of this task any more.
     Finished,
 }
@@ -149,8 +150,9 @@ enum State {
     Running,
     /// An output was full: hands on what the chain owes until nothing is owed.
     Flushing,
-    /// A barrier is due: hands on what the chain owes until nothing is owed, then captures.
-    Capturing(SnapshotId),
+    /// A barrier is due: hands on what the chain owes until nothing is owed, then waits to be told
+    /// to capture.
+    AtBarrier(SnapshotId),
     /// The input has ended: lets operators emit what is left until nothing is.
     Finishing,
     /// Puts a mark into every output until all have it.
@@ -201,10 +203,10 @@ impl Task {
                     Pulled::Nothing => return Ok(until.map_or(Progress::Idle, Progress::Until)),
                     Pulled::Worked => State::Running,
                     Pulled::Full => State::Flushing,
-                    Pulled::Barrier(snapshot) => State::Capturing(snapshot),
+                    Pulled::Barrier(snapshot) => State::AtBarrier(snapshot),
                     Pulled::Ended => State::Finishing,
                 };
-                if let State::Capturing(_) = self.state {
+                if let State::AtBarrier(_) = self.state {
                     return self.advance(now_ns);
                 }
                 Ok(Progress::Worked)
@@ -213,14 +215,11 @@ impl Task {
                 Flow::Full => Progress::Idle,
                 Flow::Done => self.turn_to(State::Running),
             }),
-            State::Capturing(snapshot) => {
+            State::AtBarrier(snapshot) => {
                 if self.head.flush()? == Flow::Full {
                     return Ok(Progress::Idle);
                 }
-                self.capture(snapshot)?;
-                self.state = State::Sending(Control::Barrier(snapshot));
-                self.send(Control::Barrier(snapshot))?;
-                Ok(Progress::Captured(snapshot))
+                Ok(Progress::Due(snapshot))
             }
             State::Finishing => Ok(match self.head.finish()? {
                 Flow::Full => Progress::Idle,
@@ -252,13 +251,31 @@ impl Task {
         Ok(if control == Control::End { Progress::Finished } else { Progress::Worked })
     }
 
-    fn capture(&mut self, snapshot: SnapshotId) -> Result<()> {
-        self.head.visit(&mut |part| {
-            if let Part::State(_, state) = part {
-                state.mark(snapshot);
-            }
-            Ok(())
-        })
+    /// Marks the state of every operator as that of `snapshot` and sends the barrier on, in one
+    /// piece: nothing is emitted between the two.
+    ///
+    /// # Errors
+    /// None in practice; a panic in a sink.
+    pub fn capture(&mut self, snapshot: SnapshotId) -> Result<()> {
+        self.guarded(|task| {
+            task.head.visit(&mut |part| {
+                if let Part::State(_, state) = part {
+                    state.mark(snapshot);
+                }
+                Ok(())
+            })
+        })?;
+        self.pass_barrier(snapshot)
+    }
+
+    /// Sends the barrier on without capturing: the snapshot has been given up.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn pass_barrier(&mut self, snapshot: SnapshotId) -> Result<()> {
+        assert_eq!(self.state, State::AtBarrier(snapshot), "barrier {snapshot}");
+        self.state = State::Sending(Control::Barrier(snapshot));
+        self.send(Control::Barrier(snapshot)).map(|_| ())
     }
 
     /// Writes about [`DRAIN_BYTES_MAX`] of the captured state to `out`.

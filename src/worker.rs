@@ -1,0 +1,365 @@
+//! A worker: one core's tasks, stepped in turn, and their share of each snapshot.
+//!
+//! [`Worker::step`] does a bounded round of work and never blocks, so any driver can run it: a
+//! pinned thread, a simulator, a caller's own loop. The worker gathers what its tasks captured for
+//! a snapshot into *one* part, written and synced once, and acks when that part and what its sinks
+//! prepared are durable.
+//!
+//! Invariants
+//! - An ack means durable bytes of every task of this worker (trap 22).
+//! - A task has at most one captured version not yet written out: before it captures the next one,
+//!   the last is drained to its end, or given up if the part it belongs to is gone.
+//! - Snapshots are written in the order they were captured.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::mpsc::{Receiver, Sender};
+
+use hdrhistogram::Histogram;
+
+use crate::clock;
+use crate::config::SNAPSHOTS_PENDING_MAX;
+use crate::error::{Error, Result};
+use crate::id::{Attempt, SnapshotId, WorkerId};
+use crate::state::Drained;
+use crate::store::{PartRef, PartWriter};
+use crate::task::{Progress, Task};
+
+/// How soon a worker that waits for the disk looks again, ns.
+const DISK_POLL_NS: u64 = 50_000;
+
+/// What the supervisor tells a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Sources: emit this barrier.
+    Inject(SnapshotId),
+    /// It is complete: sinks publish. `last`: then the worker stops.
+    Complete {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// Whether the job ends with it.
+        last: bool,
+    },
+    /// Forget it.
+    Abort(SnapshotId),
+    /// A job without snapshots is complete: sinks publish everything, the worker stops.
+    CommitAll,
+    /// Stop now; what is not committed is lost.
+    Stop,
+}
+
+/// What a worker tells the supervisor.
+#[derive(Debug)]
+pub enum Event {
+    /// Its share of the snapshot is durable.
+    Acked {
+        /// Who.
+        worker: WorkerId,
+        /// In which attempt.
+        attempt: Attempt,
+        /// Of which snapshot.
+        snapshot: SnapshotId,
+        /// The durable part.
+        part: PartRef,
+    },
+    /// Its share of the snapshot could not be made durable.
+    SnapshotFailed {
+        /// In which attempt.
+        attempt: Attempt,
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// Why.
+        reason: String,
+    },
+    /// One of its tasks has finished.
+    TaskFinished(Attempt),
+    /// A task failed; the worker has stopped.
+    Failed(WorkerId, Attempt, Error),
+    /// It has stopped as it was told to.
+    Stopped(WorkerId, Attempt, Box<Measured>),
+}
+
+/// What a worker measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// How long a task stood still at a barrier to capture its state, ns.
+    pub capture_ns: Histogram<u64>,
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done: step again at once.
+    Worked,
+    /// Nothing can be done before this time (ns), unless a neighbour or the supervisor acts.
+    Idle(Option<u64>),
+    /// The worker has stopped; it must not be stepped again.
+    Stopped,
+}
+
+/// A snapshot on its way from capture to ack.
+struct Gathering {
+    snapshot: SnapshotId,
+    /// Tasks that have captured, and of those the ones written out.
+    captured: Vec<bool>,
+    drained: Vec<bool>,
+}
+
+/// A snapshot whose part is with the disk.
+struct Writing {
+    snapshot: SnapshotId,
+    part: Option<PartRef>,
+}
+
+/// One worker.
+pub struct Worker {
+    id: WorkerId,
+    attempt: Attempt,
+    tasks: Vec<Task>,
+    parts: Option<PartWriter>,
+    commands: Receiver<Command>,
+    events: Sender<Event>,
+    gathering: VecDeque<Gathering>,
+    writing: VecDeque<Writing>,
+    aborted: BTreeSet<SnapshotId>,
+    measured: Measured,
+}
+
+impl Worker {
+    /// A worker with these tasks. Without `parts` the job takes no snapshots.
+    #[must_use]
+    pub fn new(
+        (id, attempt): (WorkerId, Attempt),
+        tasks: Vec<Task>,
+        parts: Option<PartWriter>,
+        commands: Receiver<Command>,
+        events: Sender<Event>,
+    ) -> Self {
+        let capture_ns = Histogram::new(3).expect("three digits are allowed");
+        Self {
+            id,
+            attempt,
+            tasks,
+            parts,
+            commands,
+            events,
+            gathering: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
+            writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
+            aborted: BTreeSet::new(),
+            measured: Measured { capture_ns },
+        }
+    }
+
+    /// Which worker this is.
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        self.id
+    }
+
+    /// One round: commands, every task once, a piece of what is to be written out.
+    pub fn step(&mut self, now_ns: u64) -> Step {
+        match self.round(now_ns) {
+            Ok(step) => step,
+            Err(error) => {
+                self.tell(Event::Failed(self.id, self.attempt, error));
+                Step::Stopped
+            }
+        }
+    }
+
+    fn round(&mut self, now_ns: u64) -> Result<Step> {
+        let mut worked = false;
+        let mut until = None;
+        while let Ok(command) = self.commands.try_recv() {
+            worked = true;
+            if self.obey(command)? {
+                self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
+                return Ok(Step::Stopped);
+            }
+        }
+        for task in 0..self.tasks.len() {
+            match self.tasks[task].step(now_ns)? {
+                Progress::Idle => continue,
+                Progress::Until(time) => {
+                    until = Some(until.map_or(time, |until: u64| until.min(time)));
+                    continue;
+                }
+                Progress::Worked => {}
+                Progress::Due(snapshot) => self.capture(task, snapshot)?,
+                Progress::Finished => self.tell(Event::TaskFinished(self.attempt)),
+            }
+            worked = true;
+        }
+        worked |= self.drain_some()?;
+        worked |= self.ack_durable()?;
+        if worked {
+            return Ok(Step::Worked);
+        }
+        if !self.writing.is_empty() {
+            let soon = now_ns + DISK_POLL_NS;
+            until = Some(until.map_or(soon, |until| until.min(soon)));
+        }
+        Ok(Step::Idle(until))
+    }
+
+    fn tell(&self, event: Event) {
+        // A supervisor that is gone has given the job up; this worker will be dropped with it.
+        _ = self.events.send(event);
+    }
+
+    /// Carries a command out. True: it was the last one.
+    fn obey(&mut self, command: Command) -> Result<bool> {
+        match command {
+            Command::Inject(snapshot) => {
+                self.tasks.iter_mut().for_each(|task| task.inject(snapshot));
+            }
+            Command::Complete { snapshot, last } => {
+                self.aborted.retain(|aborted| *aborted > snapshot);
+                for task in &mut self.tasks {
+                    task.commit(Some((snapshot, last)))?;
+                }
+                return Ok(last);
+            }
+            Command::Abort(snapshot) => self.give_up(snapshot)?,
+            Command::CommitAll => {
+                for task in &mut self.tasks {
+                    task.commit(None)?;
+                }
+                return Ok(true);
+            }
+            Command::Stop => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    /// Every input of `task` has delivered the barrier: mark, send it on.
+    fn capture(&mut self, task: usize, snapshot: SnapshotId) -> Result<()> {
+        if self.parts.is_none() || self.aborted.contains(&snapshot) {
+            return self.tasks[task].pass_barrier(snapshot);
+        }
+        let began_ns = clock::now_ns();
+        self.finish_draining(task)?;
+        self.tasks[task].capture(snapshot)?;
+        self.measured.capture_ns.saturating_record(clock::now_ns() - began_ns);
+        let tasks = self.tasks.len();
+        if self.gathering.back().is_none_or(|last| last.snapshot < snapshot) {
+            let (captured, drained) = (vec![false; tasks], vec![false; tasks]);
+            self.gathering.push_back(Gathering { snapshot, captured, drained });
+        }
+        let mut at = self.gathering.iter_mut().filter(|gathering| gathering.snapshot == snapshot);
+        at.next().expect("pushed above").captured[task] = true;
+        Ok(())
+    }
+
+    /// Writes out what `task` captured before, all of it, so that it can capture again.
+    fn finish_draining(&mut self, task: usize) -> Result<()> {
+        let open = |gathering: &&Gathering| gathering.captured[task] && !gathering.drained[task];
+        let Some(snapshot) = self.gathering.iter().find(open).map(|open| open.snapshot) else {
+            return Ok(());
+        };
+        while self.drain(snapshot, task)? {}
+        Ok(())
+    }
+
+    /// Writes out a piece of the oldest snapshot that is being gathered.
+    fn drain_some(&mut self) -> Result<bool> {
+        let Some(oldest) = self.gathering.front() else { return Ok(false) };
+        let snapshot = oldest.snapshot;
+        let mut open = oldest.captured.iter().zip(&oldest.drained);
+        if let Some(task) = open.position(|(captured, drained)| *captured && !drained) {
+            self.drain(snapshot, task)?;
+            return Ok(true);
+        }
+        if !oldest.drained.iter().all(|&drained| drained) {
+            return Ok(false); // not every task has come to the barrier yet
+        }
+        self.gathering.pop_front();
+        let parts = self.parts.as_mut().expect("there are snapshots");
+        parts.begin(snapshot);
+        match parts.finish() {
+            Ok(()) => self.writing.push_back(Writing { snapshot, part: None }),
+            Err(error) => self.fail(snapshot, &error)?,
+        }
+        Ok(true)
+    }
+
+    /// Writes out a piece of what `task` captured for `snapshot`. True if there is more.
+    fn drain(&mut self, snapshot: SnapshotId, task: usize) -> Result<bool> {
+        let parts = self.parts.as_mut().expect("there are snapshots");
+        parts.begin(snapshot);
+        let drained = self.tasks[task].drain(&mut |operator, slot, schema, bytes| {
+            parts.append(operator, slot, schema, bytes);
+        });
+        match drained {
+            Ok(Drained::More) => Ok(true),
+            Ok(Drained::Done) => {
+                let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
+                at.next().expect("it is being gathered").drained[task] = true;
+                Ok(false)
+            }
+            Err(error @ Error::Panicked { .. }) => Err(error),
+            Err(error) => {
+                self.fail(snapshot, &error)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// This worker cannot make its share of `snapshot` durable.
+    fn fail(&mut self, snapshot: SnapshotId, error: &Error) -> Result<()> {
+        let reason = error.to_string();
+        self.tell(Event::SnapshotFailed { attempt: self.attempt, snapshot, reason });
+        self.give_up(snapshot)
+    }
+
+    fn give_up(&mut self, snapshot: SnapshotId) -> Result<()> {
+        self.aborted.insert(snapshot);
+        if let Some(parts) = &mut self.parts {
+            parts.abandon(snapshot);
+        }
+        self.writing.retain(|writing| writing.snapshot != snapshot);
+        let at = self.gathering.iter().position(|gathering| gathering.snapshot == snapshot);
+        let Some(gathering) = at.and_then(|at| self.gathering.remove(at)) else { return Ok(()) };
+        for (task, (captured, drained)) in
+            gathering.captured.iter().zip(&gathering.drained).enumerate()
+        {
+            if *captured && !drained {
+                self.tasks[task].abandon()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Acks what has become durable, in order.
+    fn ack_durable(&mut self) -> Result<bool> {
+        if self.writing.is_empty() {
+            return Ok(false);
+        }
+        let done = self.parts.as_mut().expect("there are snapshots").poll();
+        let mut worked = !done.is_empty();
+        for (snapshot, result) in done {
+            match result {
+                Ok(part) => {
+                    let mut at = self.writing.iter_mut().filter(|w| w.snapshot == snapshot);
+                    if let Some(writing) = at.next() {
+                        writing.part = Some(part);
+                    }
+                }
+                Err(error) => self.fail(snapshot, &error)?,
+            }
+        }
+        while let Some(Writing { snapshot, part: Some(_) }) = self.writing.front() {
+            let snapshot = *snapshot;
+            for task in &mut self.tasks {
+                if !task.is_prepared(snapshot)? {
+                    return Ok(worked);
+                }
+            }
+            let writing = self.writing.pop_front().expect("seen above");
+            let part = writing.part.expect("seen above");
+            let (worker, attempt) = (self.id, self.attempt);
+            self.tell(Event::Acked { worker, attempt, snapshot, part });
+            worked = true;
+        }
+        Ok(worked)
+    }
+}

@@ -1,0 +1,14 @@
+//! Inputs with a known answer: what tests, benches and the command line feed to the engine.
+//!
+//! - [`paper`]: the functions of the "paper" topology, three shuffles with a closed-form checksum
+//! - [`zipf`]: text made from a seed, line by line
+//! - [`words`]: what a word is
+//!
+//! Invariants
+//! - Everything is a pure function of its arguments, the same on every machine and in every version:
+//!   known answers and restored offsets depend on it.
+//! - Nothing here knows the engine, so that an answer can be computed without it.
+
+pub mod paper;
+pub mod words;
+pub mod zipf;
