@@ -65,23 +65,23 @@ impl<T: Clone + Send> Route<T> for ToAll {
 }
 
 /// The channels of one edge.
-pub struct Outbox<T: Send, R> {
-    route: R,
+pub struct Outbox<T: Send> {
+    route: Box<dyn Route<T>>,
     channels: Channels<T>,
     probe: Probe,
 }
 
-impl<T: Send, R: Route<T>> Outbox<T, R> {
+impl<T: Send> Outbox<T> {
     /// Sends by `route` into `producers`, one per task of the receiving operator.
     #[must_use]
-    pub fn new(route: R, producers: Vec<Producer<T>>, probe: Probe) -> Self {
+    pub fn new(route: Box<dyn Route<T>>, producers: Vec<Producer<T>>, probe: Probe) -> Self {
         assert!(!producers.is_empty(), "an edge has channels");
         let given = vec![false; producers.len()];
         Self { route, channels: Channels { producers, given }, probe }
     }
 }
 
-impl<T: Send, R: Route<T>> Stage<T> for Outbox<T, R> {
+impl<T: Send> Stage<T> for Outbox<T> {
     fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
         self.probe.enter();
         let producers = &mut self.channels.producers;

@@ -12,11 +12,12 @@
 //!   behind; outputs hold exactly what those records led to, then barrier n.
 //! - Nothing is emitted between capture and barrier (trap 14).
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::config::DRAIN_BYTES_MAX;
+use crate::config::{DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
 use crate::inbox::{Inbox, Pulled};
@@ -99,17 +100,25 @@ impl<T: Send> Head for InboxHead<T> {
 
 /// Head of a source task: its only "input" is the coordinator's word.
 pub struct SourceTask<T: Record> {
-    /// The source and its chain.
-    pub head: SourceHead<T>,
-    /// A barrier that is due.
-    pub injected: Option<SnapshotId>,
+    head: SourceHead<T>,
+    /// Barriers that are due: at most as many as snapshots may be pending.
+    injected: VecDeque<SnapshotId>,
     /// Whether the end was reported.
-    pub ended: bool,
+    ended: bool,
+}
+
+impl<T: Record> SourceTask<T> {
+    /// The source and its chain.
+    #[must_use]
+    pub fn new(head: SourceHead<T>) -> Self {
+        let injected = VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX);
+        Self { head, injected, ended: false }
+    }
 }
 
 impl<T: Record> Head for SourceTask<T> {
     fn pull(&mut self, now_ns: u64) -> Result<(Pulled, Option<u64>)> {
-        if let Some(snapshot) = self.injected.take() {
+        if let Some(snapshot) = self.injected.pop_front() {
             return Ok((Pulled::Barrier(snapshot), None));
         }
         if self.ended {
@@ -139,7 +148,7 @@ impl<T: Record> Head for SourceTask<T> {
     }
 
     fn inject(&mut self, snapshot: SnapshotId) {
-        self.injected = Some(snapshot);
+        self.injected.push_back(snapshot);
     }
 }
 

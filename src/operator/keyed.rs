@@ -107,17 +107,23 @@ impl<K: Key, V: Data, S> Keyed<K, V, S> {
 }
 
 /// What a keyed aggregation does per record.
-pub trait Fold<T, K, V, O>: Send {
-    /// The value of a key that is new.
-    fn init(&mut self) -> V;
-    /// Takes `record` into `value`.
-    fn update(&mut self, value: &mut V, record: T);
+pub trait Fold<T, K: Key, V: Data, O>: Send {
+    /// Takes `record` into the value of `key` and returns it.
+    fn update<'a>(
+        &mut self,
+        table: &'a mut KeyedTable<K, V>,
+        hash: u64,
+        key: &K,
+        record: T,
+    ) -> &'a mut V;
+
     /// What is emitted for the key.
     fn emit(&mut self, key: &K, value: &V) -> O;
 }
 
-/// A [`Fold`] of three closures.
-pub struct Closures<Init, Update, Emit> {
+#[derive(Clone)]
+/// `fold` and `aggregate`: a value that begins as `init()` and takes records in.
+pub struct Aggregate<Init, Update, Emit> {
     /// The value of a new key.
     pub init: Init,
     /// Takes a record in.
@@ -126,25 +132,57 @@ pub struct Closures<Init, Update, Emit> {
     pub emit: Emit,
 }
 
-impl<T, K, V, O, Init, Update, Emit> Fold<T, K, V, O> for Closures<Init, Update, Emit>
+impl<T, K, V, O, Init, Update, Emit> Fold<T, K, V, O> for Aggregate<Init, Update, Emit>
 where
+    K: Key,
+    V: Data,
     Init: FnMut() -> V + Send,
     Update: FnMut(&mut V, T) + Send,
     Emit: FnMut(&K, &V) -> O + Send,
 {
     #[inline]
-    fn init(&mut self) -> V {
-        (self.init)()
-    }
-
-    #[inline]
-    fn update(&mut self, value: &mut V, record: T) {
+    fn update<'a>(
+        &mut self,
+        table: &'a mut KeyedTable<K, V>,
+        hash: u64,
+        key: &K,
+        record: T,
+    ) -> &'a mut V {
+        let value = table.upsert(hash, key, &mut self.init);
         (self.update)(value, record);
+        value
     }
 
     #[inline]
     fn emit(&mut self, key: &K, value: &V) -> O {
         (self.emit)(key, value)
+    }
+}
+
+#[derive(Clone)]
+/// `reduce`: the first record of a key is its value, the others are combined with it.
+pub struct Reduce<F>(pub F);
+
+impl<T: Data, K: Key, F: FnMut(&mut T, T) + Send> Fold<T, K, T, T> for Reduce<F> {
+    #[inline]
+    fn update<'a>(
+        &mut self,
+        table: &'a mut KeyedTable<K, T>,
+        hash: u64,
+        key: &K,
+        record: T,
+    ) -> &'a mut T {
+        let mut record = Some(record);
+        let value = table.upsert(hash, key, || record.take().expect("asked for once"));
+        if let Some(record) = record {
+            (self.0)(value, record);
+        }
+        value
+    }
+
+    #[inline]
+    fn emit(&mut self, _key: &K, value: &T) -> T {
+        value.clone()
     }
 }
 
@@ -186,8 +224,7 @@ where
             while drain.len() > 0 {
                 self.keyed.chunk(&mut drain, |select, table, hash, record| {
                     let key = select.key(&record);
-                    let value = table.upsert(hash, &key, || fold.init());
-                    fold.update(value, record);
+                    let value = fold.update(table, hash, &key, record);
                     out.push(fold.emit(&key, value));
                 });
             }
@@ -252,9 +289,8 @@ where
         let mut drain = input.drain(usize::MAX);
         while drain.len() > 0 {
             self.keyed.chunk(&mut drain, |select, table, hash, record| {
-                let value =
-                    select.with(&record, |key| table.upsert(hash, key, || fold.init()));
-                fold.update(value, record);
+                let key = select.key(&record);
+                fold.update(table, hash, &key, record);
             });
         }
         Ok(Flow::Done)

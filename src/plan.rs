@@ -1,0 +1,256 @@
+//! The execution graph: which chains of operators become tasks, on which worker, and the channels
+//! between them.
+//!
+//! A [`Plan`] is data: it can be printed, compared and tested without running anything.
+//! [`Plan::instantiate`] makes the tasks.
+//!
+//! Rules
+//! - An edge is *chained* (no ring, one task) if it is forward, both operators have the same
+//!   parallelism and nothing else enters the receiver.
+//! - A forward edge between different parallelisms becomes a rebalance.
+//! - Task i of every operator runs on worker i modulo the number of workers, so that equal key
+//!   groups of successive operators share a core and half of a shuffle (at two cores) stays there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::graph::{Build, Erased, Graph, OperatorIndex, Partition, TaskContext};
+use crate::id::{KeyGroup, SnapshotId, TaskId, WorkerId};
+use crate::operator::Probe;
+use crate::task::Task;
+
+/// A task to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedTask {
+    /// Its number in the plan.
+    pub id: TaskId,
+    /// The operator its chain begins with.
+    pub head: OperatorIndex,
+    /// Which parallel copy, from 0.
+    pub subtask: usize,
+    /// Where it runs.
+    pub worker: WorkerId,
+}
+
+/// The execution graph of one job on a number of workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Number of workers.
+    pub workers: usize,
+    /// Slots of each ring.
+    pub ring_slots: usize,
+    /// Parallelism by operator.
+    pub parallelism: Vec<usize>,
+    /// What each edge has become.
+    pub partition: Vec<Partition>,
+    /// Whether each edge is chained.
+    pub chained: Vec<bool>,
+    /// Tasks, chain by chain.
+    pub tasks: Vec<PlannedTask>,
+}
+
+/// What tasks are made with.
+pub struct Instance {
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// The last snapshot before the first one of this attempt.
+    pub captured: SnapshotId,
+    /// Whether the job takes snapshots.
+    pub transactional: bool,
+}
+
+impl Plan {
+    /// Plans `graph` for `workers` workers.
+    #[must_use]
+    pub fn new(graph: &Graph, workers: usize, ring_slots: usize) -> Self {
+        let parallelism: Vec<usize> =
+            graph.operators.iter().map(|operator| operator.parallelism.unwrap_or(workers)).collect();
+        let mut partition = Vec::with_capacity(graph.edges.len());
+        let mut chained = Vec::with_capacity(graph.edges.len());
+        for edge in &graph.edges {
+            let same = parallelism[edge.from] == parallelism[edge.to];
+            let forward = edge.partition == Partition::Forward;
+            partition.push(if forward && !same { Partition::Rebalance } else { edge.partition });
+            chained.push(forward && same && graph.inputs(edge.to).count() == 1);
+        }
+        let mut plan =
+            Self { workers, ring_slots, parallelism, partition, chained, tasks: Vec::new() };
+        for head in 0..graph.operators.len() {
+            if plan.is_chained(graph, head) {
+                continue;
+            }
+            for subtask in 0..plan.parallelism[head] {
+                let (id, worker) = (TaskId(plan.tasks.len()), WorkerId(subtask % workers));
+                plan.tasks.push(PlannedTask { id, head, subtask, worker });
+            }
+        }
+        plan
+    }
+
+    /// Whether `operator` continues its predecessor's task.
+    #[must_use]
+    pub fn is_chained(&self, graph: &Graph, operator: OperatorIndex) -> bool {
+        graph.inputs(operator).any(|(edge, _)| self.chained[edge])
+    }
+
+    /// The operators of the chain that begins with `head`, upstream first.
+    #[must_use]
+    pub fn chain(&self, graph: &Graph, head: OperatorIndex) -> Vec<OperatorIndex> {
+        let mut chain = vec![head];
+        let mut at = 0;
+        while at < chain.len() {
+            let from = chain[at];
+            let edges = graph.edges.iter().enumerate();
+            chain.extend(
+                edges.filter(|(e, edge)| edge.from == from && self.chained[*e]).map(|(_, e)| e.to),
+            );
+            at += 1;
+        }
+        chain
+    }
+
+    /// The number of rings.
+    #[must_use]
+    pub fn rings(&self, graph: &Graph) -> usize {
+        let edges = graph.edges.iter().enumerate().filter(|(e, _)| !self.chained[*e]);
+        edges
+            .map(|(e, edge)| match self.partition[e] {
+                Partition::Forward => self.parallelism[edge.from],
+                _ => self.parallelism[edge.from] * self.parallelism[edge.to],
+            })
+            .sum()
+    }
+
+    /// Makes every task, by worker.
+    ///
+    /// # Errors
+    /// A source or sink cannot be made.
+    pub fn instantiate(&self, graph: &Graph, instance: &Instance) -> Result<Vec<Vec<Task>>> {
+        let mut ends = self.channels(graph);
+        let names = names(graph);
+        let mut workers: Vec<Vec<Task>> = (0..self.workers).map(|_| Vec::new()).collect();
+        for planned in &self.tasks {
+            let PlannedTask { head, subtask, worker, .. } = *planned;
+            let running = Arc::new(AtomicUsize::new(head));
+            let mut builder =
+                Builder { plan: self, graph, instance, ends: &mut ends, subtask, running };
+            let nexts = builder.successors(head)?;
+            let context = builder.context(head);
+            let made = match &graph.operators[head].build {
+                Build::Source { head, .. } => head(&context, nexts)?,
+                Build::Stage { stage, head: make_head, .. } => {
+                    let stage = stage(&context, nexts)?;
+                    make_head(builder.consumers(head), instance.captured, stage)
+                }
+            };
+            let running = builder.running;
+            workers[worker.0].push(Task::new(made, subtask, names.clone(), running));
+        }
+        Ok(workers)
+    }
+
+    /// Makes every ring.
+    fn channels(&self, graph: &Graph) -> Ends {
+        let mut ends = Ends::default();
+        for (index, edge) in graph.edges.iter().enumerate().filter(|(e, _)| !self.chained[*e]) {
+            let port = &graph.operators[edge.from].ports[edge.port];
+            for from in 0..self.parallelism[edge.from] {
+                for to in 0..self.parallelism[edge.to] {
+                    if self.partition[index] == Partition::Forward && from != to {
+                        continue;
+                    }
+                    let (producer, consumer) = (port.channel)(self.ring_slots);
+                    ends.producers.entry((index, from)).or_default().push(producer);
+                    ends.consumers.entry((index, to)).or_default().push(consumer);
+                }
+            }
+        }
+        ends
+    }
+}
+
+/// Names of what may run: operators, then for each edge its key function.
+fn names(graph: &Graph) -> Arc<[String]> {
+    let operators = graph.operators.iter().map(|operator| operator.name.clone());
+    let keys = graph.edges.iter().map(|edge| {
+        format!("{} (key of the stream from {})", graph.operators[edge.to].name, graph.operators[edge.from].name)
+    });
+    operators.chain(keys).collect()
+}
+
+/// Ring ends by edge and task, to be taken by the tasks they belong to.
+#[derive(Default)]
+struct Ends {
+    producers: BTreeMap<(usize, usize), Vec<Erased>>,
+    consumers: BTreeMap<(usize, usize), Vec<Erased>>,
+}
+
+/// Makes the stages of one task.
+struct Builder<'a> {
+    plan: &'a Plan,
+    graph: &'a Graph,
+    instance: &'a Instance,
+    ends: &'a mut Ends,
+    subtask: usize,
+    running: Arc<AtomicUsize>,
+}
+
+impl Builder<'_> {
+    fn context(&self, operator: OperatorIndex) -> TaskContext {
+        let parallelism = self.plan.parallelism[operator];
+        let made = &self.graph.operators[operator];
+        TaskContext {
+            name: made.name.clone(),
+            subtask: self.subtask,
+            parallelism,
+            groups: KeyGroup::owned_by(self.subtask, parallelism),
+            probe: Probe::new(self.running.clone(), operator),
+            disk: self.instance.disk.clone(),
+            first_snapshot: self.instance.captured.next(),
+            transactional: self.instance.transactional,
+            rate: made.rate.map(|rate| rate / parallelism as f64),
+        }
+    }
+
+    /// What follows each port of `operator`.
+    fn successors(&mut self, operator: OperatorIndex) -> Result<Vec<Erased>> {
+        let graph = self.graph;
+        let mut nexts = Vec::new();
+        for (index, port) in graph.operators[operator].ports.iter().enumerate() {
+            let mut branches = Vec::new();
+            for (edge, to) in graph.outputs(operator, index).map(|(e, edge)| (e, edge.to)) {
+                let chained = self.plan.chained[edge];
+                branches.push(if chained { self.stage(to)? } else { self.outbox(edge) });
+            }
+            nexts.push(match branches.len() {
+                1 => branches.remove(0),
+                _ => (port.tee)(branches),
+            });
+        }
+        Ok(nexts)
+    }
+
+    fn stage(&mut self, operator: OperatorIndex) -> Result<Erased> {
+        let nexts = self.successors(operator)?;
+        match &self.graph.operators[operator].build {
+            Build::Stage { stage, .. } => stage(&self.context(operator), nexts),
+            Build::Source { .. } => unreachable!("a source has no predecessor"),
+        }
+    }
+
+    fn outbox(&mut self, edge: usize) -> Erased {
+        let producers = self.ends.producers.remove(&(edge, self.subtask));
+        let producers = producers.expect("each task takes its own ends once");
+        let probe = Probe::new(self.running.clone(), self.graph.operators.len() + edge);
+        (self.graph.edges[edge].outbox)(producers, probe)
+    }
+
+    fn consumers(&mut self, head: OperatorIndex) -> Vec<Erased> {
+        let edges = self.graph.inputs(head).map(|(edge, _)| edge);
+        let mine = edges.flat_map(|edge| self.ends.consumers.remove(&(edge, self.subtask)));
+        mine.flatten().collect()
+    }
+}

@@ -1,0 +1,467 @@
+//! The typed API: a job is written as streams, like iterators.
+//!
+//! ```
+//! use tidegate::operator::sink::Collect;
+//! use tidegate::operator::source::Items;
+//! use tidegate::stream::Job;
+//!
+//! let job = Job::new("lengths");
+//! let (sink, results) = Collect::new();
+//! job.source("words", Items::new("three words", || ["to", "be", "or"].map(String::from).into_iter()))
+//!     .map("length", |word| word.len() as u64)
+//!     .key_by(|length| *length)
+//!     .fold_final("count", || 0_u64, |count, _| *count += 1)
+//!     .sink("out", sink);
+//! # let _ = (job, results);
+//! ```
+//!
+//! Every operator has a name, given first. Names identify state in snapshots and operators in
+//! errors; two operators with one name are refused when the job is built. Closures are cloned for
+//! each parallel task.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::graph::{
+    Build, Edge, Graph, MakeOutbox, Operator, OperatorIndex, Partition, Port, TaskContext, Erased,
+    inbox_head, make_outbox, unerase,
+};
+use crate::error::Result;
+use crate::key::Key;
+use crate::operator::keyed::{
+    Aggregate, AtEnd, ByReference, ByValue, EachUpdate, Fold, Keyed, Reduce, Select,
+};
+use crate::operator::process::{KeyState, Process};
+use crate::operator::sink::{Sink, SinkStage, WriterContext};
+use crate::operator::source::{Pace, ReaderContext, Source, SourceHead};
+use crate::operator::split::{Side, Split};
+use crate::operator::transform::{FlatMap, Transform};
+use crate::operator::{Downstream, Stage};
+use crate::outbox::{ByKey, RoundRobin, ToAll};
+use crate::config::BATCH_RECORDS;
+use crate::record::{Data, Drain, Record};
+use crate::task::SourceTask;
+
+/// A job being written.
+pub struct Job {
+    graph: Rc<RefCell<Graph>>,
+}
+
+impl Job {
+    /// An empty job. The name is part of its identity: snapshots of another job are refused.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { graph: Rc::new(RefCell::new(Graph::new(name.into()))) }
+    }
+
+    /// Makes `name = value` part of the job's identity: a run with another value is another job
+    /// and does not restore this one's snapshots.
+    pub fn parameter(&self, name: impl Into<String>, value: impl ToString) {
+        self.graph.borrow_mut().parameters.push((name.into(), value.to_string()));
+    }
+
+    /// Records from `source`.
+    pub fn source<S: Source>(&self, name: &str, source: S) -> Stream<S::Item> {
+        let source = Arc::new(source);
+        let looked_at = source.clone();
+        let build = Build::Source {
+            head: Box::new(move |context, nexts| {
+                let [next] = successors(nexts);
+                let downstream = Downstream::new(unerase::<Box<dyn Stage<S::Item>>>(next));
+                let reader = ReaderContext { disk: context.disk.clone() };
+                let head = SourceHead::new(
+                    context.name.clone(),
+                    source.clone(),
+                    (context.subtask, context.parallelism),
+                    context.rate.map(Pace::new),
+                    reader,
+                    (downstream, context.probe.clone()),
+                );
+                Ok(Box::new(SourceTask::new(head)))
+            }),
+            identity: Box::new(move |context| looked_at.identity(context)),
+        };
+        let from = add(&self.graph, name, "source", vec![Port::of::<S::Item>()], build);
+        Stream::from_port(&self.graph, from, 0)
+    }
+
+    /// The logical graph, checked.
+    ///
+    /// # Errors
+    /// [`Error::Build`](crate::error::Error::Build): what is wrong with the job as written.
+    pub fn build(self) -> Result<Graph> {
+        let name = self.graph.borrow().name.clone();
+        let graph = self.graph.replace(Graph::new(name));
+        graph.validate()?;
+        Ok(graph)
+    }
+}
+
+fn successors<const N: usize>(nexts: Vec<Erased>) -> [Erased; N] {
+    nexts.try_into().unwrap_or_else(|nexts: Vec<_>| panic!("{} successors, not {N}", nexts.len()))
+}
+
+fn add(
+    graph: &Rc<RefCell<Graph>>,
+    name: &str,
+    kind: &'static str,
+    ports: Vec<Port>,
+    build: Build,
+) -> OperatorIndex {
+    let mut graph = graph.borrow_mut();
+    let name = name.to_string();
+    graph.operators.push(Operator { name, kind, parallelism: None, rate: None, ports, build });
+    graph.operators.len() - 1
+}
+
+/// A stream of records of type `T`: the output of one operator, or of several (after
+/// [`union`](Self::union)). Cloning it copies its records to each use.
+pub struct Stream<T> {
+    graph: Rc<RefCell<Graph>>,
+    origins: Vec<(OperatorIndex, usize)>,
+    partition: Partition,
+    outbox: MakeOutbox,
+    record: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Stream<T> {
+    fn clone(&self) -> Self {
+        Self {
+            graph: self.graph.clone(),
+            origins: self.origins.clone(),
+            partition: self.partition,
+            outbox: self.outbox.clone(),
+            record: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<T: Record> Stream<T> {
+    fn from_port(graph: &Rc<RefCell<Graph>>, from: OperatorIndex, port: usize) -> Self {
+        Self {
+            graph: graph.clone(),
+            origins: vec![(from, port)],
+            partition: Partition::Forward,
+            outbox: make_outbox::<T>(|| Box::new(RoundRobin::default())),
+            record: std::marker::PhantomData,
+        }
+    }
+
+    /// Adds an operator behind this stream; `stage` makes its stage from its successors.
+    fn add<const N: usize>(
+        self,
+        name: &str,
+        kind: &'static str,
+        ports: [Port; N],
+        stage: impl Fn(&TaskContext, [Erased; N]) -> Result<Box<dyn Stage<T>>> + 'static,
+    ) -> OperatorIndex {
+        let build = Build::Stage {
+            stage: Box::new(move |context, nexts| {
+                Ok(Box::new(stage(context, successors(nexts))?) as Erased)
+            }),
+            head: inbox_head::<T>,
+            recover: None,
+        };
+        let to = add(&self.graph, name, kind, ports.into(), build);
+        let mut graph = self.graph.borrow_mut();
+        for (from, port) in self.origins {
+            let outbox = self.outbox.clone();
+            graph.edges.push(Edge { from, port, to, partition: self.partition, outbox });
+        }
+        to
+    }
+
+    fn add_one<O: Record>(
+        self,
+        name: &str,
+        kind: &'static str,
+        stage: impl Fn(&TaskContext, Box<dyn Stage<O>>) -> Box<dyn Stage<T>> + 'static,
+    ) -> Stream<O> {
+        let graph = self.graph.clone();
+        let from = self.add(name, kind, [Port::of::<O>()], move |context, [next]| {
+            Ok(stage(context, unerase::<Box<dyn Stage<O>>>(next)))
+        });
+        Stream::from_port(&graph, from, 0)
+    }
+
+    fn transform<O: Record>(
+        self,
+        name: &str,
+        kind: &'static str,
+        apply: impl FnMut(&mut Drain<'_, T>, &mut Vec<O>) + Clone + Send + 'static,
+    ) -> Stream<O> {
+        self.add_one(name, kind, move |context, next| {
+            Box::new(Transform::new(apply.clone(), next, context.probe.clone()))
+        })
+    }
+
+    /// `apply` to each record.
+    pub fn map<O: Record>(
+        self,
+        name: &str,
+        mut apply: impl FnMut(T) -> O + Clone + Send + 'static,
+    ) -> Stream<O> {
+        self.transform(name, "map", move |records, out| out.extend(records.map(&mut apply)))
+    }
+
+    /// The records for which `keep` is true.
+    pub fn filter(
+        self,
+        name: &str,
+        mut keep: impl FnMut(&T) -> bool + Clone + Send + 'static,
+    ) -> Stream<T> {
+        self.transform(name, "filter", move |records, out| out.extend(records.filter(&mut keep)))
+    }
+
+    /// Calls `look` with each record on its way.
+    pub fn inspect(
+        self,
+        name: &str,
+        mut look: impl FnMut(&T) + Clone + Send + 'static,
+    ) -> Stream<T> {
+        self.transform(name, "inspect", move |records, out| out.extend(records.inspect(&mut look)))
+    }
+
+    /// The items that `expand` makes of each record. An expansion of any length is handed on piece
+    /// by piece.
+    pub fn flat_map<E>(
+        self,
+        name: &str,
+        expand: impl FnMut(T) -> E + Clone + Send + 'static,
+    ) -> Stream<E::Item>
+    where
+        E: IntoIterator<Item: Record, IntoIter: Send + 'static> + 'static,
+    {
+        self.add_one(name, "flat_map", move |context, next| {
+            Box::new(FlatMap::new(expand.clone(), next, context.probe.clone()))
+        })
+    }
+
+    /// What `expand(record, out)` pushes for each record: for expansions that borrow from the
+    /// record. What one record expands to is held in memory.
+    pub fn flat_map_into<O: Record>(
+        self,
+        name: &str,
+        mut expand: impl FnMut(T, &mut Vec<O>) + Clone + Send + 'static,
+    ) -> Stream<O> {
+        self.transform(name, "flat_map", move |records, out| {
+            for record in records {
+                expand(record, out);
+                if out.len() >= BATCH_RECORDS {
+                    break;
+                }
+            }
+        })
+    }
+
+    /// Groups by `key(record)`.
+    pub fn key_by<K: Key>(
+        self,
+        key: impl FnMut(&T) -> K + Clone + Send + 'static,
+    ) -> KeyedStream<T, ByValue<impl FnMut(&T) -> K + Clone + Send + 'static>> {
+        KeyedStream { stream: self, select: ByValue(key) }
+    }
+
+    /// Groups by a part of the record, without copying it.
+    pub fn key_by_ref<K: Key>(
+        self,
+        key: impl FnMut(&T) -> &K + Clone + Send + 'static,
+    ) -> KeyedStream<T, ByReference<impl FnMut(&T) -> &K + Clone + Send + 'static>> {
+        KeyedStream { stream: self, select: ByReference(key) }
+    }
+
+    /// The records of both streams, in no particular order between them.
+    #[must_use]
+    pub fn union(mut self, other: Stream<T>) -> Stream<T> {
+        assert!(Rc::ptr_eq(&self.graph, &other.graph), "both streams belong to one job");
+        self.origins.extend(other.origins);
+        self
+    }
+
+    /// Two streams: `route` says which of them each record goes to, and as what.
+    pub fn split<L: Record, R: Record>(
+        self,
+        name: &str,
+        route: impl FnMut(T) -> Side<L, R> + Clone + Send + 'static,
+    ) -> (Stream<L>, Stream<R>) {
+        let graph = self.graph.clone();
+        let ports = [Port::of::<L>(), Port::of::<R>()];
+        let from = self.add(name, "split", ports, move |context, [left, right]| {
+            let left = unerase::<Box<dyn Stage<L>>>(left);
+            let right = unerase::<Box<dyn Stage<R>>>(right);
+            Ok(Box::new(Split::new(route.clone(), left, right, context.probe.clone())))
+        });
+        (Stream::from_port(&graph, from, 0), Stream::from_port(&graph, from, 1))
+    }
+
+    /// Every record to every task of the next operator.
+    #[must_use]
+    pub fn broadcast(mut self) -> Stream<T> {
+        self.partition = Partition::Broadcast;
+        self.outbox = make_outbox::<T>(|| Box::new(ToAll));
+        self
+    }
+
+    /// Records spread evenly over the tasks of the next operator.
+    #[must_use]
+    pub fn rebalance(mut self) -> Stream<T> {
+        self.partition = Partition::Rebalance;
+        self.outbox = make_outbox::<T>(|| Box::new(RoundRobin::default()));
+        self
+    }
+
+    /// Parallel copies of the operator that this stream comes out of; the default is the number of
+    /// workers.
+    #[must_use]
+    pub fn parallelism(self, tasks: usize) -> Stream<T> {
+        for (origin, _) in &self.origins {
+            self.graph.borrow_mut().operators[*origin].parallelism = Some(tasks);
+        }
+        self
+    }
+
+    /// Keeps the source that this stream comes out of to a rate, over all its tasks; 0 is never.
+    #[must_use]
+    pub fn rate(self, records_per_second: f64) -> Stream<T> {
+        for (origin, _) in &self.origins {
+            self.graph.borrow_mut().operators[*origin].rate = Some(records_per_second);
+        }
+        self
+    }
+
+    /// Ends the stream in `sink`.
+    pub fn sink<S: Sink<Item = T>>(self, name: &str, sink: S) {
+        let graph = self.graph.clone();
+        let sink = Arc::new(sink);
+        let recovered = sink.clone();
+        let to = self.add(name, "sink", [], move |context, []| {
+            let writer = sink.writer(&WriterContext {
+                subtask: context.subtask,
+                first_snapshot: context.first_snapshot,
+                transactional: context.transactional,
+                disk: context.disk.clone(),
+            })?;
+            let (name, probe) = (context.name.clone(), context.probe.clone());
+            Ok(Box::new(SinkStage::new(name, context.subtask, writer, probe)))
+        });
+        if let Build::Stage { recover, .. } = &mut graph.borrow_mut().operators[to].build {
+            *recover = Some(Box::new(move |handles, disk| recovered.recover(handles, disk)));
+        }
+    }
+}
+
+/// A stream grouped by key: all records of a key go to one task, in the order their task sent them.
+pub struct KeyedStream<T, S> {
+    stream: Stream<T>,
+    select: S,
+}
+
+impl<T: Record, S: Select<T>> KeyedStream<T, S> {
+    fn keyed<V: Data, O: Record>(
+        self,
+        name: &str,
+        kind: &'static str,
+        stage: impl Fn(
+            &TaskContext,
+            Keyed<S::Key, V, S>,
+            Box<dyn Stage<O>>,
+        ) -> Box<dyn Stage<T>>
+        + 'static,
+    ) -> Stream<O> {
+        let Self { mut stream, select } = self;
+        let route = select.clone();
+        stream.partition = Partition::Hash;
+        stream.outbox = make_outbox::<T>(move || Box::new(ByKey(route.clone())));
+        stream.add_one(name, kind, move |context, next| {
+            let keyed = Keyed::new(context.name.clone(), select.clone(), context.groups.clone());
+            stage(context, keyed, next)
+        })
+    }
+
+    fn each_update<V: Data, O: Record>(
+        self,
+        name: &str,
+        kind: &'static str,
+        fold: impl Fold<T, S::Key, V, O> + Clone + 'static,
+    ) -> Stream<O> {
+        self.keyed(name, kind, move |context, keyed, next| {
+            Box::new(EachUpdate::new(keyed, fold.clone(), next, context.probe.clone()))
+        })
+    }
+
+    fn at_end<V: Data, O: Record>(
+        self,
+        name: &str,
+        kind: &'static str,
+        fold: impl Fold<T, S::Key, V, O> + Clone + 'static,
+    ) -> Stream<O> {
+        self.keyed(name, kind, move |context, keyed, next| {
+            let (groups, probe) = (context.groups.clone(), context.probe.clone());
+            Box::new(AtEnd::new(keyed, groups, fold.clone(), next, probe))
+        })
+    }
+
+    /// Combines the records of a key into one with `combine(value, record)`; emits the new value
+    /// for every record.
+    pub fn reduce(
+        self,
+        name: &str,
+        combine: impl FnMut(&mut T, T) + Clone + Send + 'static,
+    ) -> Stream<T> {
+        self.each_update(name, "reduce", Reduce(combine))
+    }
+
+    /// Folds the records of a key into a value that begins as `init()`; emits key and new value for
+    /// every record.
+    pub fn fold<V: Data>(
+        self,
+        name: &str,
+        init: impl FnMut() -> V + Clone + Send + 'static,
+        update: impl FnMut(&mut V, T) + Clone + Send + 'static,
+    ) -> Stream<(S::Key, V)>
+    where
+        (S::Key, V): Record,
+    {
+        let emit = |key: &S::Key, value: &V| (key.clone(), value.clone());
+        self.each_update(name, "fold", Aggregate { init, update, emit })
+    }
+
+    /// As [`fold`](Self::fold), emitting each key once with its last value when the input has
+    /// ended.
+    pub fn fold_final<V: Data>(
+        self,
+        name: &str,
+        init: impl FnMut() -> V + Clone + Send + 'static,
+        update: impl FnMut(&mut V, T) + Clone + Send + 'static,
+    ) -> Stream<(S::Key, V)>
+    where
+        (S::Key, V): Record,
+    {
+        let emit = |key: &S::Key, value: &V| (key.clone(), value.clone());
+        self.at_end(name, "fold_final", Aggregate { init, update, emit })
+    }
+
+    /// As [`fold`](Self::fold), emitting `emit(key, value)`.
+    pub fn aggregate<V: Data, O: Record>(
+        self,
+        name: &str,
+        init: impl FnMut() -> V + Clone + Send + 'static,
+        update: impl FnMut(&mut V, T) + Clone + Send + 'static,
+        emit: impl FnMut(&S::Key, &V) -> O + Clone + Send + 'static,
+    ) -> Stream<O> {
+        self.each_update(name, "aggregate", Aggregate { init, update, emit })
+    }
+
+    /// User code with one value of state per key: `apply(record, state, out)` pushes any number of
+    /// records. What one record leads to is held in memory.
+    pub fn process<V: Data, O: Record>(
+        self,
+        name: &str,
+        apply: impl FnMut(T, &mut KeyState<'_, S::Key, V>, &mut Vec<O>) + Clone + Send + 'static,
+    ) -> Stream<O> {
+        self.keyed(name, "process", move |context, keyed, next| {
+            Box::new(Process::new(keyed, apply.clone(), next, context.probe.clone()))
+        })
+    }
+}
