@@ -121,7 +121,7 @@ impl ZipfText {
 /// Maps 64 random bits to `0..bound` by their upper bits.
 #[inline]
 fn scale(random: u64, bound: u64) -> u64 {
-    (u128::from(random) * u128::from(bound) >> 64) as u64
+    ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
 /// Columns so that drawing one evenly and then it or its alias gives rank r with weight 1/r.
