@@ -4,4 +4,5 @@ pub mod error;
 pub mod record;
 pub mod key;
 pub mod clock;
+pub mod doctor;
 pub mod workload;
