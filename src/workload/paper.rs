@@ -28,9 +28,9 @@
 #[must_use]
 pub const fn mix(x: u64) -> u64 {
     let z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ z >> 31
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// The key of record `index` among `keys` keys, in `0..keys`.
@@ -58,7 +58,7 @@ pub const fn key2(key: u64) -> u64 {
 #[inline]
 #[must_use]
 pub const fn key3(key2: u64) -> u64 {
-    (key2 ^ key2 >> 32).wrapping_mul(0xBF58_476D_1CE4_E5B9)
+    (key2 ^ (key2 >> 32)).wrapping_mul(0xBF58_476D_1CE4_E5B9)
 }
 
 /// What one output record adds to the checksum.

@@ -79,8 +79,8 @@ const fn white_space_marks(block: u64) -> u64 {
     let low = block & !TOP;
     let at_least_tab = low + (0x80 - 0x09) * EACH;
     let above_return = low + (0x80 - 0x0E) * EACH;
-    let not_space = (low ^ 0x20 * EACH) + 0x7F * EACH;
-    (at_least_tab & !above_return | !not_space) & !block & TOP
+    let not_space = (low ^ (0x20 * EACH)) + 0x7F * EACH;
+    ((at_least_tab & !above_return) | !not_space) & !block & TOP
 }
 
 #[cfg(test)]
