@@ -3,3 +3,8 @@ pub mod error;
 pub mod id;
 pub mod key;
 pub mod record;
+
+pub mod disk;
+pub mod frame;
+
+pub mod store;
