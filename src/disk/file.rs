@@ -1,0 +1,121 @@
+//! A handle on an open file: cheap to clone, positional, of the system or in memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::memory::MemoryFile;
+
+/// An open file. Clones share it. The methods block: they are for the control plane and for the
+/// queue implementations; a worker uses [`DiskQueue`](super::DiskQueue).
+#[derive(Clone, Debug)]
+pub struct FileHandle(Backing);
+
+#[derive(Clone, Debug)]
+enum Backing {
+    System(Arc<File>),
+    Memory(MemoryFile),
+}
+
+impl FileHandle {
+    pub(super) fn system(file: File) -> Self {
+        Self(Backing::System(Arc::new(file)))
+    }
+
+    pub(super) fn memory(file: MemoryFile) -> Self {
+        Self(Backing::Memory(file))
+    }
+
+    /// Writes all bytes at `offset`.
+    ///
+    /// # Errors
+    /// What the system says; any part of the bytes may have been written.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match &self.0 {
+            Backing::System(file) => file.write_all_at(bytes, offset),
+            Backing::Memory(file) => {
+                let mut written = 0;
+                while written < bytes.len() {
+                    written += file.write_at(&bytes[written..], offset + written as u64)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads until `bytes` is full or the file ends; how many bytes were read.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let rest = &mut bytes[filled..];
+            let read = match &self.0 {
+                Backing::System(file) => file.read_at(rest, offset + filled as u64),
+                Backing::Memory(file) => file.read_at(rest, offset + filled as u64),
+            };
+            match read {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Makes data and length durable. After an error the file must never be used again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync_data(&self) -> io::Result<()> {
+        match &self.0 {
+            Backing::System(file) => file.sync_data(),
+            Backing::Memory(file) => file.sync_data(),
+        }
+    }
+
+    /// Cuts or extends (with zeros) the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_len(&self, bytes: u64) -> io::Result<()> {
+        match &self.0 {
+            Backing::System(file) => file.set_len(bytes),
+            Backing::Memory(file) => file.set_len(bytes),
+        }
+    }
+
+    /// Extends the file to `bytes` with space set aside, so that later writes within it neither
+    /// change its length nor run out of space. Where the file system cannot set space aside
+    /// the file is only extended.
+    ///
+    /// # Errors
+    /// `StorageFull`, or what else the system says.
+    pub fn preallocate(&self, bytes: u64) -> io::Result<()> {
+        match &self.0 {
+            Backing::System(file) => {
+                use rustix::{fs::FallocateFlags, io::Errno};
+                loop {
+                    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+                        Err(Errno::INTR) => {}
+                        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return file.set_len(bytes),
+                        done => return Ok(done?),
+                    }
+                }
+            }
+            Backing::Memory(file) => file.preallocate(bytes),
+        }
+    }
+
+    /// The descriptor, for io_uring; `None` for a file in memory.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        match &self.0 {
+            Backing::System(file) => Some(file.as_raw_fd()),
+            Backing::Memory(_) => None,
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The queue over io_uring: a write and its sync are two linked submissions.
+//!
+//! Invariants
+//! - A slot owns the file and the buffer of its operation and is emptied only when every completion
+//!   the kernel owes for it has been reaped. Dropping the queue waits for them; if even waiting
+//!   fails, slots are leaked rather than freed under the kernel.
+//! - At most two submissions per slot are in the ring, which has room for two per slot, so neither
+//!   ring overflows.
+//! - A short write breaks the link: the kernel cancels the sync behind it. The rest is then
+//!   submitted with a new sync, and only a sync behind the last byte counts.
+//!
+//! The copy into the page cache happens inside `submit` (buffered I/O without waiting); what would
+//! wait for the device, the sync always, goes to the kernel's own threads.
+
+#![expect(unsafe_code, reason = "the kernel works on buffers that the slots keep alive")]
+
+use std::io;
+
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{IoUring, Probe, opcode, squeue};
+use rustix::io::Errno;
+
+use super::system::SystemQueue;
+use super::{Completion, DiskQueue, FileHandle, Operation, Ticket};
+
+/// One submission moves at most this much: the kernel's own bound is just below 2 GiB.
+const TRANSFER_BYTES_MAX: usize = 1 << 30;
+
+/// Queue of [`UringDisk`](super::UringDisk).
+pub struct UringQueue {
+    ring: IoUring,
+    /// Fixed length: the depth. Declared behind `ring`, so the ring closes first.
+    slots: Vec<Option<Slot>>,
+    /// Completions the kernel owes, over all slots.
+    owed: usize,
+    next_ticket: u64,
+}
+
+struct Slot {
+    ticket: Ticket,
+    operation: Operation,
+    /// Bytes transferred so far.
+    done: usize,
+    /// Completions the kernel owes for this slot: 0 to 2.
+    owed: usize,
+    /// A read met the end of the file.
+    ended: bool,
+    /// A sync succeeded and no write was submitted since.
+    synced: bool,
+    error: Option<io::Error>,
+}
+
+/// Which of a slot's two submissions a completion is for: the low bit of `user_data`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Transfer = 0,
+    Sync = 1,
+}
+
+/// Whether this system allows io_uring with what the queue needs; why not otherwise.
+pub(super) fn probe() -> Result<(), String> {
+    let ring = IoUring::new(2).map_err(|error| {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::PERM | Errno::ACCESS) => {
+            "the system refuses io_uring (see /proc/sys/kernel/io_uring_disabled, or a container's \
+             seccomp profile)"
+                .to_owned()
+        }
+        Some(Errno::NOSYS) => "this kernel has no io_uring".to_owned(),
+        _ => format!("cannot set up io_uring: {error}"),
+    }
+    })?;
+    let mut probe = Probe::new();
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(|error| format!("cannot ask io_uring what it supports: {error}"))?;
+    for (code, name) in [
+        (opcode::Write::CODE, "write"),
+        (opcode::Read::CODE, "read"),
+        (opcode::Fsync::CODE, "fsync"),
+    ] {
+        if !probe.is_supported(code) {
+            return Err(format!("io_uring of this kernel does not support {name}"));
+        }
+    }
+    Ok(())
+}
+
+impl SystemQueue for UringQueue {
+    fn with_depth(depth: usize) -> io::Result<Self> {
+        assert!((1..=1024).contains(&depth), "a queue of depth {depth}");
+        let ring = IoUring::builder().dontfork().build(2 * depth as u32)?;
+        Ok(Self { ring, slots: (0..depth).map(|_| None).collect(), owed: 0, next_ticket: 0 })
+    }
+}
+
+impl DiskQueue for UringQueue {
+    fn submit(&mut self, operation: Operation) -> Result<Ticket, Operation> {
+        let Some(index) = self.slots.iter().position(Option::is_none) else {
+            return Err(operation);
+        };
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.slots[index] = Some(Slot {
+            ticket,
+            operation,
+            done: 0,
+            owed: 0,
+            ended: false,
+            synced: false,
+            error: None,
+        });
+        self.push(index);
+        self.enter();
+        Ok(ticket)
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>) {
+        if self.owed == 0 {
+            return;
+        }
+        self.reap(completions);
+        self.enter();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+}
+
+impl UringQueue {
+    /// Hands the kernel what is in the submission ring. A passing refusal is made good by the next
+    /// poll: the submissions stay where they are.
+    fn enter(&mut self) {
+        if self.ring.submission().is_empty() {
+            return;
+        }
+        if let Err(error) = self.ring.submit() {
+            let passing = matches!(
+                error.raw_os_error().map(Errno::from_raw_os_error),
+                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY | Errno::NOMEM | Errno::BADR)
+            );
+            assert!(passing, "io_uring refuses valid submissions: {error}");
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else { return };
+            let index = (entry.user_data() >> 1) as usize;
+            let part = if entry.user_data() & 1 == 0 { Part::Transfer } else { Part::Sync };
+            self.owed -= 1;
+            let slot = self.slots[index].as_mut().expect("a completion for a slot in use");
+            slot.owed -= 1;
+            slot.complete(part, entry.result());
+            if slot.owed > 0 {
+                continue;
+            }
+            if slot.is_finished() {
+                completions.extend(self.slots[index].take().map(Slot::into_completion));
+            } else {
+                self.push(index);
+            }
+        }
+    }
+
+    /// Puts what the slot's operation still needs into the submission ring.
+    fn push(&mut self, index: usize) {
+        let slot = self.slots[index].as_mut().expect("a slot in use");
+        debug_assert_eq!(slot.owed, 0, "nothing of the slot is with the kernel");
+        let entries = slot.entries((index as u64) << 1);
+        let entries: Vec<squeue::Entry> = entries.into_iter().flatten().collect();
+        slot.owed = entries.len();
+        self.owed += entries.len();
+        // SAFETY: file and buffer of the entries are owned by the slot, which is neither touched
+        // nor dropped before the kernel has completed every entry.
+        let pushed = unsafe { self.ring.submission().push_multiple(&entries) };
+        pushed.expect("the ring has room for two submissions per slot");
+    }
+}
+
+impl Slot {
+    /// The next transfer and the sync behind it, as far as they are needed.
+    fn entries(&mut self, user_data: u64) -> [Option<squeue::Entry>; 2] {
+        let transfer_data = user_data | Part::Transfer as u64;
+        let sync_data = user_data | Part::Sync as u64;
+        let done = self.done;
+        match &mut self.operation {
+            Operation::Write { file, offset, buffer, sync } => {
+                let left = buffer.len() - done;
+                if left == 0 && *sync && done > 0 {
+                    return [Some(sync_entry(file, sync_data)), None];
+                }
+                let bytes = left.min(TRANSFER_BYTES_MAX);
+                let last = bytes == left;
+                let write = opcode::Write::new(fd(file), buffer[done..].as_ptr(), bytes as u32)
+                    .offset(*offset + done as u64)
+                    .build()
+                    .user_data(transfer_data);
+                self.synced = false;
+                if *sync && last {
+                    let write = write.flags(squeue::Flags::IO_LINK);
+                    [Some(write), Some(sync_entry(file, sync_data))]
+                } else {
+                    [Some(write), None]
+                }
+            }
+            Operation::Read { file, offset, buffer } => {
+                let bytes = (buffer.len() - done).min(TRANSFER_BYTES_MAX);
+                let read = opcode::Read::new(fd(file), buffer[done..].as_mut_ptr(), bytes as u32)
+                    .offset(*offset + done as u64)
+                    .build()
+                    .user_data(transfer_data);
+                [Some(read), None]
+            }
+            Operation::Sync { file } => [Some(sync_entry(file, sync_data)), None],
+        }
+    }
+
+    fn complete(&mut self, part: Part, result: i32) {
+        let errno = (result < 0).then(|| Errno::from_raw_os_error(-result));
+        match (part, errno) {
+            (_, Some(Errno::INTR | Errno::AGAIN)) => {}
+            // The write before it went short or failed; what is needed is submitted again.
+            (Part::Sync, Some(Errno::CANCELED)) if self.is_linked() => {}
+            (_, Some(errno)) => self.error = Some(self.error.take().unwrap_or(errno.into())),
+            (Part::Sync, None) => self.synced = true,
+            (Part::Transfer, None) => {
+                self.done += result as usize;
+                self.ended = result == 0;
+            }
+        }
+    }
+
+    fn is_linked(&self) -> bool {
+        matches!(self.operation, Operation::Write { .. })
+    }
+
+    /// Whether nothing is left to submit. Called when the kernel owes nothing for the slot.
+    fn is_finished(&mut self) -> bool {
+        if self.error.is_some() {
+            return true;
+        }
+        match &self.operation {
+            Operation::Write { buffer, sync, .. } if self.done == buffer.len() => {
+                !*sync || self.synced
+            }
+            Operation::Write { .. } if self.ended => {
+                self.error = Some(io::ErrorKind::WriteZero.into());
+                true
+            }
+            Operation::Write { .. } => false,
+            Operation::Read { buffer, .. } => self.ended || self.done == buffer.len(),
+            Operation::Sync { .. } => self.synced,
+        }
+    }
+
+    fn into_completion(self) -> Completion {
+        let result = self.error.map_or(Ok(self.done), Err);
+        let buffer = match self.operation {
+            Operation::Write { buffer, .. } => buffer,
+            Operation::Read { mut buffer, .. } => {
+                buffer.truncate(*result.as_ref().unwrap_or(&0));
+                buffer
+            }
+            Operation::Sync { .. } => Vec::new(),
+        };
+        Completion { ticket: self.ticket, buffer, result }
+    }
+}
+
+fn sync_entry(file: &FileHandle, user_data: u64) -> squeue::Entry {
+    opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build().user_data(user_data)
+}
+
+fn fd(file: &FileHandle) -> Fd {
+    Fd(file.descriptor().expect("a file of this system, not one in memory"))
+}
+
+impl Drop for UringQueue {
+    fn drop(&mut self) {
+        let mut completions = Vec::new();
+        while self.owed > 0 {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => self.reap(&mut completions),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // The kernel may still write into these buffers: memory lost, not corrupted.
+                    std::mem::forget(std::mem::take(&mut self.slots));
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Looking at a snapshot directory without taking part: no lock, no change.
+//!
+//! A running job may remove a snapshot while it is looked at; such a one is left out, not
+//! reported as damaged.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::layout::{Name, manifest_name};
+use super::manifest::{JobIdentity, Manifest};
+use super::open::{is_missing, read_generation, read_job};
+use super::read;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::id::SnapshotId;
+
+/// One snapshot of a directory.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id, from the file name.
+    pub snapshot: u64,
+    /// Its manifest's file name.
+    pub file: String,
+    /// What the manifest says; `None` if it cannot be read.
+    pub manifest: Option<Manifest>,
+    /// What is wrong with it; `None` if nothing that was looked at is.
+    pub problem: Option<String>,
+}
+
+/// What [`verify`] found.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Whose it is; `None` if that cannot be read.
+    pub job: Option<JobIdentity>,
+    /// How often it was opened; `None` if that cannot be read.
+    pub generation: Option<u64>,
+    /// Every snapshot, oldest first, with all its bytes checked.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Bytes of state that were read and found whole.
+    pub verified_bytes: u64,
+    /// Everything that is wrong, in words; empty if nothing is.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Whether every byte is as written.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// The snapshots in a directory, oldest first. Reads manifests, not parts.
+///
+/// # Errors
+/// If the directory cannot be listed.
+pub fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotInfo>> {
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    let mut snapshots: Vec<SnapshotInfo> = names
+        .iter()
+        .filter_map(|name| match Name::of(name) {
+            Name::Manifest(id) => info(disk, dir, id),
+            Name::Fixed | Name::Part { .. } | Name::Temporary | Name::Foreign => None,
+        })
+        .collect();
+    snapshots.sort_unstable_by_key(|info| info.snapshot);
+    Ok(snapshots)
+}
+
+/// `None` if the snapshot is gone.
+fn info(disk: &dyn Disk, dir: &Path, id: SnapshotId) -> Option<SnapshotInfo> {
+    let (manifest, problem) = match read::manifest(disk, dir, id) {
+        Ok(manifest) => (Some(manifest), None),
+        Err(error) if is_missing(&error) => return None,
+        Err(error) => (None, Some(error.to_string())),
+    };
+    Some(SnapshotInfo { snapshot: id.0, file: manifest_name(id), manifest, problem })
+}
+
+/// The manifest of one snapshot. Reads no part.
+///
+/// # Errors
+/// If there is no such snapshot, or its manifest cannot be read.
+pub fn show(disk: &dyn Disk, dir: &Path, snapshot: SnapshotId) -> Result<Manifest> {
+    read::manifest(disk, dir, snapshot)
+}
+
+/// Reads every byte that any manifest in the directory names.
+///
+/// # Errors
+/// If the directory cannot be listed. Damage is in the report.
+pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
+    let mut snapshots = Vec::new();
+    let mut verified_bytes = 0;
+    for mut info in list(disk, dir)? {
+        if let Some(manifest) = &info.manifest {
+            match read::verify_parts(disk, dir, manifest) {
+                Ok(()) => verified_bytes += manifest.state_bytes(),
+                Err(_) if disk.len(&dir.join(&info.file)).is_err() => continue,
+                Err(error) => info.problem = Some(error.to_string()),
+            }
+        }
+        snapshots.push(info);
+    }
+    let mut problems: Vec<String> =
+        snapshots.iter().filter_map(|info| info.problem.clone()).collect();
+    let job = note(read_job(disk, dir), &mut problems);
+    let generation = note(read_generation(disk, dir), &mut problems).map(|found| found.generation);
+    let directory = dir.to_path_buf();
+    Ok(Report { directory, job, generation, snapshots, verified_bytes, problems })
+}
+
+fn note<T>(result: Result<T>, problems: &mut Vec<String>) -> Option<T> {
+    result.map_err(|error| problems.push(error.to_string())).ok()
+}

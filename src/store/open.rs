@@ -1,0 +1,341 @@
+//! Opening a directory: lock, identity, generation, and the newest snapshot that is whole.
+//!
+//! Before the generation is raised nothing is changed but LOCK (and JOB in a new directory), so a
+//! crash at any point leaves the same snapshot restorable.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+
+use super::collect::Kept;
+use super::layout::{GENERATION, JOB, LOCK, Name, manifest_name, refused, replace};
+use super::manifest::{JobIdentity, Manifest, bytes_to_frame, from_frame, single_frame, to_frame};
+use super::segment::{Directory, Known, Table};
+use super::{Opened, RETENTION_MIN, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
+use crate::disk::{Disk, DiskLock};
+use crate::error::{Error, Result};
+use crate::frame::FrameKind;
+use crate::id::SnapshotId;
+
+/// Ids and generations skipped when GENERATION cannot be read: more than any process can have used
+/// without leaving a trace in the names of files.
+const LOST_GENERATION_GAP: u64 = 1_000_000;
+
+/// What GENERATION holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Generation {
+    pub(super) generation: u64,
+    /// The first id its process may use.
+    pub(super) first_snapshot: u64,
+}
+
+/// What the names in a directory say.
+#[derive(Default)]
+struct Contents {
+    names: Vec<String>,
+    /// Oldest first.
+    manifests: Vec<SnapshotId>,
+    parts: Vec<String>,
+    temporaries: Vec<String>,
+    foreign: Vec<String>,
+    generation_max: u64,
+}
+
+/// What the manifests say.
+#[derive(Default)]
+struct Found {
+    newest: Option<Manifest>,
+    /// Manifests that count, oldest first.
+    kept: VecDeque<Kept>,
+    /// Segments that a skipped manifest names.
+    pinned: Vec<String>,
+    /// A skipped manifest is unreadable, so what it names is not known.
+    unreadable: bool,
+    warnings: Vec<String>,
+}
+
+pub(super) fn open(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    job: &JobIdentity,
+    limits: StoreLimits,
+) -> Result<Opened> {
+    assert!(limits.segment_bytes > 0, "segments of 0 bytes");
+    create_directory(&*disk, dir)?;
+    check_foreign(&read_contents(&*disk, dir)?, dir)?;
+    let lock = take_lock(&*disk, dir)?;
+    let contents = read_contents(&*disk, dir)?;
+    check_job(&*disk, dir, job, &contents)?;
+    let mut found = find_newest(&*disk, dir, job, &contents)?;
+    let generation = raise_generation(&*disk, dir, &contents, &mut found.warnings)?;
+    for name in &contents.temporaries {
+        // What cannot be removed is in nobody's way.
+        let _ = disk.remove(&dir.join(name));
+    }
+    let store = Store {
+        job: job.clone(),
+        retention: limits.retention.max(RETENTION_MIN),
+        first_snapshot: SnapshotId(generation.first_snapshot),
+        tried: SnapshotId(0),
+        unlinked: Vec::new(),
+        released: Vec::new(),
+        undecided: None,
+        _lock: lock,
+        directory: Arc::new(Directory {
+            disk,
+            path: dir.to_path_buf(),
+            generation: generation.generation,
+            segment_bytes: limits.segment_bytes,
+            next_number: AtomicU64::new(0),
+            table: Mutex::new(table(&contents, &found)),
+        }),
+        kept: found.kept,
+    };
+    Ok(Opened { store, newest: found.newest, warnings: found.warnings })
+}
+
+fn create_directory(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    disk.create_dir_all(dir).map_err(|source| match source.kind() {
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::Output {
+            path: dir.to_path_buf(),
+            reason: "is or lies below a file that is not a directory; name another snapshot \
+                     directory"
+                .into(),
+        },
+        _ => refused(disk, "create directory", dir, source),
+    })
+}
+
+/// Names by kind.
+fn read_contents(disk: &dyn Disk, dir: &Path) -> Result<Contents> {
+    let names = disk.list(dir).map_err(|source| refused(disk, "list", dir, source))?;
+    let mut contents = Contents::default();
+    for name in &names {
+        match Name::of(name) {
+            Name::Fixed => {}
+            Name::Manifest(id) => contents.manifests.push(id),
+            Name::Part { generation } => {
+                contents.generation_max = contents.generation_max.max(generation);
+                contents.parts.push(name.clone());
+            }
+            Name::Temporary => contents.temporaries.push(name.clone()),
+            Name::Foreign => contents.foreign.push(name.clone()),
+        }
+    }
+    contents.manifests.sort_unstable();
+    contents.names = names;
+    Ok(contents)
+}
+
+/// A directory that something else lives in is refused before anything is written to it. In one of
+/// ours, foreign files are left alone.
+fn check_foreign(contents: &Contents, dir: &Path) -> Result<()> {
+    let foreign = contents.foreign.iter().find(|name| *name != "lost+found");
+    match foreign {
+        Some(name) if !contents.has(JOB) => Err(Error::Output {
+            path: dir.to_path_buf(),
+            reason: format!(
+                "holds '{name}', which is not of a snapshot directory; name a new or empty directory"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+impl Contents {
+    fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|found| found == name)
+    }
+
+    /// Whether nothing of any snapshot is there.
+    fn is_new(&self) -> bool {
+        self.manifests.is_empty() && self.parts.is_empty()
+    }
+}
+
+fn take_lock(disk: &dyn Disk, dir: &Path) -> Result<DiskLock> {
+    let path = dir.join(LOCK);
+    let lock = disk.lock(&path).map_err(|source| refused(disk, "lock", &path, source))?;
+    lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf(), pid: read_pid(disk, &path) })
+}
+
+pub(super) fn read_pid(disk: &dyn Disk, lock: &Path) -> Option<u32> {
+    String::from_utf8(disk.read(lock).ok()?).ok()?.trim().parse().ok()
+}
+
+fn check_job(disk: &dyn Disk, dir: &Path, job: &JobIdentity, contents: &Contents) -> Result<()> {
+    let path = dir.join(JOB);
+    if !contents.has(JOB) {
+        if !contents.is_new() {
+            return Err(Error::corrupt(
+                path,
+                0,
+                "the file is missing beside snapshots of some job",
+            ));
+        }
+        return replace(disk, dir, JOB, &to_frame(FrameKind::Job, SnapshotId(0), job));
+    }
+    let found = read_job(disk, dir)?;
+    match difference(&found, job) {
+        Some(difference) => Err(Error::OtherJob { path: dir.to_path_buf(), difference }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn read_job(disk: &dyn Disk, dir: &Path) -> Result<JobIdentity> {
+    let path = dir.join(JOB);
+    let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
+    Ok(from_frame(&path, FrameKind::Job, &bytes)?.1)
+}
+
+/// The first thing that differs.
+fn difference(found: &JobIdentity, expected: &JobIdentity) -> Option<String> {
+    if found.name != expected.name {
+        return Some(format!("found job '{}', expected '{}'", found.name, expected.name));
+    }
+    if found.fingerprint == expected.fingerprint {
+        return None;
+    }
+    let (mut old, mut new) = (found.fingerprint.lines(), expected.fingerprint.lines());
+    loop {
+        match (old.next(), new.next()) {
+            (None, None) => return Some("found and expected differ in line ends".into()),
+            (old, new) if old == new => {}
+            (old, new) => {
+                let name = |line: Option<&str>| line.map_or("nothing".into(), |l| format!("'{l}'"));
+                return Some(format!("found {}, expected {}", name(old), name(new)));
+            }
+        }
+    }
+}
+
+/// Looks for the newest snapshot that is whole, and reads the manifests older than it for what
+/// they name.
+fn find_newest(
+    disk: &dyn Disk,
+    dir: &Path,
+    job: &JobIdentity,
+    contents: &Contents,
+) -> Result<Found> {
+    let mut found = Found::default();
+    for &id in contents.manifests.iter().rev() {
+        let manifest = read::manifest(disk, dir, id).and_then(|manifest| match &manifest.job {
+            other if other == job => Ok(manifest),
+            other => Err(Error::corrupt(
+                dir.join(manifest_name(id)),
+                0,
+                format!("of another job, '{}'", other.name),
+            )),
+        });
+        let checked = match &manifest {
+            Ok(manifest) if found.newest.is_none() => read::verify_parts(disk, dir, manifest),
+            _ => Ok(()),
+        };
+        match (manifest, checked) {
+            (Ok(manifest), Ok(())) => {
+                found.kept.push_front(Kept::of(&manifest));
+                found.newest.get_or_insert(manifest);
+            }
+            (Ok(manifest), Err(error)) => {
+                found.pinned.extend(Kept::of(&manifest).files);
+                found.skip(id, error)?;
+            }
+            (Err(error), _) => {
+                found.unreadable = true;
+                found.skip(id, error)?;
+            }
+        }
+    }
+    if found.newest.is_none() && !found.warnings.is_empty() {
+        let reason = found.warnings.join("; ");
+        return Err(Error::NothingToRestore { path: dir.to_path_buf(), reason });
+    }
+    Ok(found)
+}
+
+impl Found {
+    /// Goes on without a damaged snapshot. What is not damage (no permission, no memory, a newer
+    /// format) is an error: to fall back from it would throw away good work.
+    fn skip(&mut self, id: SnapshotId, error: Error) -> Result<()> {
+        let damaged = match &error {
+            Error::Corrupt { .. } => true,
+            Error::Io { source, .. } => {
+                is_missing(&error) || source.raw_os_error() == Some(Errno::IO.raw_os_error())
+            }
+            _ => false,
+        };
+        if !damaged {
+            return Err(error);
+        }
+        let role = if self.newest.is_some() { "older " } else { "" };
+        self.warnings.push(format!("{role}snapshot {id} cannot be restored: {error}"));
+        Ok(())
+    }
+}
+
+fn table(contents: &Contents, found: &Found) -> Table {
+    let mut table = Table::default();
+    for name in &contents.parts {
+        let pinned = found.unreadable || found.pinned.contains(name);
+        table.segments.insert(name.clone(), Known { pinned, ..Known::default() });
+    }
+    for file in found.kept.iter().flat_map(|kept| &kept.files) {
+        // An older manifest may name a segment that is gone: it was not verified.
+        table.segments.entry(file.clone()).or_default().manifests += 1;
+    }
+    table
+}
+
+fn raise_generation(
+    disk: &dyn Disk,
+    dir: &Path,
+    contents: &Contents,
+    warnings: &mut Vec<String>,
+) -> Result<Generation> {
+    let last_manifest = contents.manifests.last().map_or(0, |id| id.0);
+    let before = match read_generation(disk, dir) {
+        Err(error) if is_missing(&error) && contents.is_new() => Ok(Generation::default()),
+        before => before,
+    };
+    let mut next = match before {
+        Ok(before) => before,
+        Err(error) if matches!(error, Error::Corrupt { .. }) || is_missing(&error) => {
+            warnings.push(format!("{error}; numbers go on {LOST_GENERATION_GAP} further"));
+            Generation {
+                generation: contents.generation_max + LOST_GENERATION_GAP,
+                first_snapshot: last_manifest + LOST_GENERATION_GAP,
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    let used = next.first_snapshot.max(last_manifest);
+    let skipped = if next.generation == 0 { 1 } else { UNCOMMITTED_SNAPSHOTS_MAX };
+    next = Generation {
+        generation: next.generation.max(contents.generation_max) + 1,
+        first_snapshot: used + skipped,
+    };
+    let payload = [next.generation.to_le_bytes(), next.first_snapshot.to_le_bytes()].concat();
+    let bytes = bytes_to_frame(FrameKind::Generation, SnapshotId(0), &payload);
+    replace(disk, dir, GENERATION, &bytes)?;
+    Ok(next)
+}
+
+/// Whether a file is not there.
+pub(super) fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound)
+}
+
+pub(super) fn read_generation(disk: &dyn Disk, dir: &Path) -> Result<Generation> {
+    let path = dir.join(GENERATION);
+    let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
+    let (_, payload) = single_frame(&path, FrameKind::Generation, &bytes)?;
+    let numbers: &[u8; 16] =
+        payload.try_into().map_err(|_| Error::corrupt(&path, 24, "not two numbers"))?;
+    let [generation, first_snapshot] =
+        [0, 8].map(|at| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight bytes")));
+    Ok(Generation { generation, first_snapshot })
+}

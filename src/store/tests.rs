@@ -1,0 +1,3 @@
+//! The store on every disk, and what crashes and damage make of it.
+
+use super::*;
