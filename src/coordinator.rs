@@ -13,9 +13,12 @@
 //! - An ack counts once, for its own snapshot and attempt only ([`Ack`] says which it was).
 //! - A snapshot is committed only when every worker has acked it; committing n gives up what is
 //!   pending below n.
-//! - The last snapshot of a job begins after *every* task has finished, so it covers all output
-//!   (Flink's lost last commit); the job ends only when it is complete.
-//! - A failed snapshot never fails the job, except the last one, after [`LAST_ATTEMPTS_MAX`] tries.
+//! - A job ends with two snapshots. The first begins after *every* task has finished (or the sources
+//!   were paused), so it covers all output: losing that one is Flink's bug. The second begins after
+//!   sinks have committed the first, so it lists nothing that is still to be committed, and running
+//!   the job again changes nothing.
+//! - A failed snapshot does not fail the job; the next one waits longer after each failure in a row.
+//!   Only the last ones, after [`LAST_ATTEMPTS_MAX`] tries, and [`FAILURES_MAX`] in a row do.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +27,11 @@ use crate::id::{Attempt, SnapshotId, WorkerId};
 
 /// How often the last snapshot of a job is tried before its failure fails the job.
 pub const LAST_ATTEMPTS_MAX: u32 = 5;
+/// Snapshots that may fail one after another before the job fails: with the pauses between them
+/// more than ten minutes.
+pub const FAILURES_MAX: u32 = 200;
+/// Longest pause after a failed snapshot, in ns.
+const FAILURE_PAUSE_NS_MAX: u64 = 5_000_000_000;
 /// Pause between two tries of the last snapshot, in ns.
 const LAST_RETRY_NS: u64 = 200_000_000;
 
@@ -31,7 +39,12 @@ const LAST_RETRY_NS: u64 = 200_000_000;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action<P> {
     /// Tell every worker to let its sources emit this barrier.
-    Inject(SnapshotId),
+    Inject {
+        /// Of which snapshot.
+        snapshot: SnapshotId,
+        /// Whether the sources stop reading behind it.
+        pause: bool,
+    },
     /// Make the manifest durable, then report [`Coordinator::committed`].
     Commit {
         /// Which snapshot.
@@ -84,8 +97,8 @@ pub enum Ack {
 enum Phase {
     /// Snapshots at the interval.
     Running,
-    /// A last snapshot is wanted; it may be taken again until one is complete.
-    Last { complete: bool, tries: u32, not_before_ns: u64 },
+    /// A last snapshot is wanted: after `settled`, one behind the commit of the last but one.
+    Last { complete: bool, settled: bool, tries: u32, not_before_ns: u64 },
     /// Nothing more to do.
     Finished,
 }
@@ -94,8 +107,8 @@ enum Phase {
 struct Pending<P> {
     triggered_ns: u64,
     parts: Vec<Option<P>>,
-    /// Triggered in [`Phase::Last`], whose `complete` it carries.
-    last: Option<bool>,
+    /// Triggered in [`Phase::Last`]: (complete, settled).
+    last: Option<(bool, bool)>,
     committing: bool,
 }
 
@@ -124,6 +137,8 @@ pub struct Coordinator<P> {
     pending: BTreeMap<SnapshotId, Pending<P>>,
     unfinished: usize,
     phase: Phase,
+    /// Snapshots that failed since the last complete one.
+    failures: u32,
     cadence: Cadence,
 }
 
@@ -142,6 +157,7 @@ impl<P> Coordinator<P> {
             pending: BTreeMap::new(),
             unfinished: 0,
             phase: Phase::Running,
+            failures: 0,
             cadence: Cadence::default(),
         }
     }
@@ -155,9 +171,14 @@ impl<P> Coordinator<P> {
         self.cadence.aborted += self.pending.len() as u64;
         self.pending.clear();
         self.due_ns = now_ns + self.interval_ns.unwrap_or(0);
-        if let Phase::Last { complete: true, .. } = self.phase {
-            self.phase = Phase::Running;
-        }
+        self.phase = match self.phase {
+            // Tasks have to finish again in this attempt.
+            Phase::Last { complete: true, .. } => Phase::Running,
+            Phase::Last { complete: false, not_before_ns, .. } => {
+                Phase::Last { complete: false, settled: false, tries: 0, not_before_ns }
+            }
+            phase => phase,
+        };
     }
 
     /// The id the next triggered snapshot will have.
@@ -202,12 +223,12 @@ impl<P> Coordinator<P> {
         }
         match self.phase {
             Phase::Running => self.trigger_if_due(now_ns, &mut actions),
-            Phase::Last { complete, not_before_ns, .. } => {
+            Phase::Last { complete, settled, not_before_ns, .. } => {
                 if self.interval_ns.is_none() {
                     self.phase = Phase::Finished;
                     actions.push(Action::Finish { complete });
                 } else if self.pending.is_empty() && now_ns >= not_before_ns {
-                    actions.push(self.trigger(now_ns, Some(complete)));
+                    actions.push(self.trigger(now_ns, Some((complete, settled))));
                 }
             }
             Phase::Finished => {}
@@ -227,14 +248,14 @@ impl<P> Coordinator<P> {
         actions.push(self.trigger(now_ns, None));
     }
 
-    fn trigger(&mut self, now_ns: u64, last: Option<bool>) -> Action<P> {
+    fn trigger(&mut self, now_ns: u64, last: Option<(bool, bool)>) -> Action<P> {
         let snapshot = self.next;
         self.next = snapshot.next();
         self.cadence.triggered += 1;
         let parts = (0..self.workers).map(|_| None).collect();
         let pending = Pending { triggered_ns: now_ns, parts, last, committing: false };
         self.pending.insert(snapshot, pending);
-        Action::Inject(snapshot)
+        Action::Inject { snapshot, pause: last.is_some() }
     }
 
     /// Workers whose ack for `snapshot` is still out.
@@ -267,7 +288,7 @@ impl<P> Coordinator<P> {
             return (Ack::Accepted, Vec::new());
         }
         pending.committing = true;
-        let (last, triggered_ns) = (pending.last == Some(true), pending.triggered_ns);
+        let (last, triggered_ns) = (pending.last == Some((true, true)), pending.triggered_ns);
         let parts = pending.parts.iter_mut().filter_map(Option::take).collect();
         let older: Vec<_> = self.pending.range(..snapshot).map(|(&id, _)| id).collect();
         let mut actions: Vec<_> = older
@@ -283,11 +304,18 @@ impl<P> Coordinator<P> {
         let Some(pending) = self.pending.remove(&snapshot) else { return Vec::new() };
         assert!(pending.committing, "snapshot {snapshot} was committed without all acks");
         self.cadence.completed += 1;
+        self.failures = 0;
         let duration_ns = now_ns.saturating_sub(pending.triggered_ns);
         let mut actions = vec![Action::Complete { snapshot, duration_ns }];
-        if let Some(complete) = pending.last {
-            self.phase = Phase::Finished;
-            actions.push(Action::Finish { complete });
+        match pending.last {
+            Some((complete, true)) => {
+                self.phase = Phase::Finished;
+                actions.push(Action::Finish { complete });
+            }
+            Some((complete, false)) => {
+                self.phase = Phase::Last { complete, settled: true, tries: 0, not_before_ns: now_ns };
+            }
+            None => {}
         }
         actions
     }
@@ -322,6 +350,17 @@ impl<P> Coordinator<P> {
                 )));
             }
         }
+        self.failures += 1;
+        if self.failures == FAILURES_MAX {
+            self.phase = Phase::Finished;
+            actions.push(Action::Fail(format!(
+                "{FAILURES_MAX} snapshots in a row failed; the last: {reason}"
+            )));
+        }
+        if let Some(interval_ns) = self.interval_ns {
+            let pause_ns = interval_ns.saturating_mul(1 << self.failures.min(20));
+            self.due_ns = self.due_ns.max(now_ns + pause_ns.min(FAILURE_PAUSE_NS_MAX));
+        }
         actions.insert(0, Action::Abort { snapshot, reason });
         actions
     }
@@ -335,14 +374,16 @@ impl<P> Coordinator<P> {
         self.unfinished -= 1;
         // A stop that is under way stays a stop: its snapshot may have begun before the end.
         if self.unfinished == 0 && self.phase == Phase::Running {
-            self.phase = Phase::Last { complete: true, tries: 0, not_before_ns: now_ns };
+            self.phase =
+                Phase::Last { complete: true, settled: false, tries: 0, not_before_ns: now_ns };
         }
     }
 
     /// Asks for a last snapshot and an end before the input's (SIGTERM).
     pub fn stop(&mut self, now_ns: u64) {
         if self.phase == Phase::Running {
-            self.phase = Phase::Last { complete: false, tries: 0, not_before_ns: now_ns };
+            self.phase =
+                Phase::Last { complete: false, settled: false, tries: 0, not_before_ns: now_ns };
         }
     }
 }
@@ -364,6 +405,14 @@ mod tests {
         c.ack(WorkerId(worker), SnapshotId(n), A, worker as u32)
     }
 
+    fn inject(snapshot: SnapshotId) -> Action<u32> {
+        Action::Inject { snapshot, pause: false }
+    }
+
+    fn inject_last(snapshot: SnapshotId) -> Action<u32> {
+        Action::Inject { snapshot, pause: true }
+    }
+
     fn commit(n: u64, parts: Vec<u32>, last: bool, triggered_ns: u64) -> Action<u32> {
         Action::Commit { snapshot: SnapshotId(n), parts, last, triggered_ns }
     }
@@ -372,7 +421,7 @@ mod tests {
     fn a_snapshot_is_committed_when_every_worker_has_acked() {
         let mut c = started(2, 1);
         assert_eq!(c.tick(9 * MS), []);
-        assert_eq!(c.tick(10 * MS), [Action::Inject(SnapshotId(1))]);
+        assert_eq!(c.tick(10 * MS), [inject(SnapshotId(1))]);
         assert_eq!(ack(&mut c, 1, 1), (Ack::Accepted, vec![]));
         assert_eq!(c.waiting_for(SnapshotId(1)), [0]);
         let (_, actions) = ack(&mut c, 0, 1);
@@ -417,7 +466,7 @@ mod tests {
         assert_eq!(c.tick(45 * MS), []);
         ack(&mut c, 0, 1);
         c.committed(SnapshotId(1), 45 * MS);
-        assert_eq!(c.tick(45 * MS), [Action::Inject(SnapshotId(3))]);
+        assert_eq!(c.tick(45 * MS), [inject(SnapshotId(3))]);
         let cadence = Cadence { asked: 4, triggered: 3, completed: 1, aborted: 0 };
         assert_eq!(c.cadence(), cadence);
         assert_eq!(c.tick(49 * MS), []);
@@ -433,7 +482,9 @@ mod tests {
             panic!("{actions:?}")
         };
         assert!(reason.contains("[1]"), "{reason}");
-        assert_eq!(actions[1], Action::Inject(SnapshotId(2)));
+        assert_eq!(actions.len(), 1, "a failure is followed by a pause");
+        assert_eq!(c.tick(1029 * MS), []);
+        assert_eq!(c.tick(1030 * MS), [inject(SnapshotId(2))]);
     }
 
     #[test]
@@ -446,20 +497,24 @@ mod tests {
         assert_eq!(c.tick(12 * MS), []);
         ack(&mut c, 0, 1);
         assert_eq!(c.committed(SnapshotId(1), 13 * MS).len(), 1);
-        assert_eq!(c.tick(13 * MS), [Action::Inject(SnapshotId(2))]);
-        assert_eq!(ack(&mut c, 0, 2).1, [commit(2, vec![0], true, 13 * MS)]);
-        assert_eq!(c.committed(SnapshotId(2), 14 * MS)[1], Action::Finish { complete: true });
+        assert_eq!(c.tick(13 * MS), [inject_last(SnapshotId(2))]);
+        assert_eq!(ack(&mut c, 0, 2).1, [commit(2, vec![0], false, 13 * MS)]);
+        assert_eq!(c.committed(SnapshotId(2), 14 * MS).len(), 1);
+        // Sinks have committed 2; 3 lists nothing that is still to be committed.
+        assert_eq!(c.tick(14 * MS), [inject_last(SnapshotId(3))]);
+        assert_eq!(ack(&mut c, 0, 3).1, [commit(3, vec![0], true, 14 * MS)]);
+        assert_eq!(c.committed(SnapshotId(3), 15 * MS)[1], Action::Finish { complete: true });
         assert_eq!(c.tick(99 * MS), []);
     }
 
     #[test]
     fn trap_02_a_trigger_that_races_with_the_finish_still_completes() {
         let mut c = started(1, 1);
-        assert_eq!(c.tick(10 * MS), [Action::Inject(SnapshotId(1))]);
+        assert_eq!(c.tick(10 * MS), [inject(SnapshotId(1))]);
         c.task_finished(A, 10 * MS);
         assert_eq!(ack(&mut c, 0, 1).1, [commit(1, vec![0], false, 10 * MS)]);
         c.committed(SnapshotId(1), 11 * MS);
-        assert_eq!(c.tick(11 * MS), [Action::Inject(SnapshotId(2))]);
+        assert_eq!(c.tick(11 * MS), [inject_last(SnapshotId(2))]);
     }
 
     #[test]
@@ -469,7 +524,7 @@ mod tests {
         let mut now = 0;
         for attempt in 1..=LAST_ATTEMPTS_MAX {
             let snapshot = SnapshotId(u64::from(attempt));
-            assert_eq!(c.tick(now), [Action::Inject(snapshot)]);
+            assert_eq!(c.tick(now), [inject_last(snapshot)]);
             let actions = c.failed(snapshot, A, "disk full".into(), now);
             assert!(matches!(actions[0], Action::Abort { .. }));
             let failed = matches!(actions.get(1), Some(Action::Fail(_)));
@@ -480,15 +535,17 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_takes_one_snapshot_and_leaves_the_job_incomplete() {
+    fn a_stop_takes_two_snapshots_and_leaves_the_job_incomplete() {
         let mut c = started(1, 1);
         c.stop(3 * MS);
         assert_eq!(c.wake_at_ns(), Some(3 * MS));
-        assert_eq!(c.tick(3 * MS), [Action::Inject(SnapshotId(1))]);
-        // The manifest of a stop says the job is not complete.
-        let (_, actions) = ack(&mut c, 0, 1);
-        assert!(matches!(actions[0], Action::Commit { .. }));
-        assert_eq!(c.committed(SnapshotId(1), 4 * MS)[1], Action::Finish { complete: false });
+        for n in 1..=2 {
+            assert_eq!(c.tick(3 * MS), [inject_last(SnapshotId(n))]);
+            // The manifest of a stop says that the job is not complete.
+            assert_eq!(ack(&mut c, 0, n).1, [commit(n, vec![0], false, 3 * MS)]);
+            let finish = c.committed(SnapshotId(n), 3 * MS).pop();
+            assert_eq!(finish == Some(Action::Finish { complete: false }), n == 2);
+        }
     }
 
     #[test]
@@ -506,7 +563,7 @@ mod tests {
         c.tick(10 * MS);
         c.start(Attempt(2), 1, SnapshotId(2), 20 * MS);
         assert_eq!(ack(&mut c, 0, 1).0, Ack::Stale);
-        assert_eq!(c.tick(30 * MS), [Action::Inject(SnapshotId(2))]);
+        assert_eq!(c.tick(30 * MS), [inject(SnapshotId(2))]);
         assert_eq!(c.cadence().aborted, 1);
     }
 }

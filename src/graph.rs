@@ -13,6 +13,7 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::channel::{Consumer, Producer, channel};
 use crate::disk::Disk;
@@ -64,6 +65,8 @@ pub struct TaskContext {
     pub transactional: bool,
     /// Records per second of this task, for a source.
     pub rate: Option<f64>,
+    /// Counts what sources read.
+    pub records: Arc<AtomicU64>,
 }
 
 /// What an operator is made of, by its place in the graph.

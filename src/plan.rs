@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use crate::disk::Disk;
 use crate::error::Result;
@@ -60,6 +60,8 @@ pub struct Instance {
     pub captured: SnapshotId,
     /// Whether the job takes snapshots.
     pub transactional: bool,
+    /// Counts what sources read.
+    pub records: Arc<AtomicU64>,
 }
 
 impl Plan {
@@ -212,6 +214,7 @@ impl Builder<'_> {
             first_snapshot: self.instance.captured.next(),
             transactional: self.instance.transactional,
             rate: made.rate.map(|rate| rate / parallelism as f64),
+            records: self.instance.records.clone(),
         }
     }
 

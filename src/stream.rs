@@ -74,7 +74,7 @@ impl Job {
                     context.name.clone(),
                     source.clone(),
                     (context.subtask, context.parallelism),
-                    context.rate.map(Pace::new),
+                    (context.rate.map(Pace::new), context.records.clone()),
                     reader,
                     (downstream, context.probe.clone()),
                 );

@@ -68,8 +68,9 @@ pub trait Head: Send {
     /// The visitor's.
     fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()>;
 
-    /// The coordinator's barrier, for a task without inputs.
-    fn inject(&mut self, _snapshot: SnapshotId) {}
+    /// The coordinator's barrier, for a task without inputs; behind it nothing more is read if
+    /// `pause`.
+    fn inject(&mut self, _snapshot: SnapshotId, _pause: bool) {}
 }
 
 /// Head of a task with inputs.
@@ -102,9 +103,19 @@ impl<T: Send> Head for InboxHead<T> {
 pub struct SourceTask<T: Record> {
     head: SourceHead<T>,
     /// Barriers that are due: at most as many as snapshots may be pending.
-    injected: VecDeque<SnapshotId>,
-    /// Whether the end was reported.
-    ended: bool,
+    injected: VecDeque<(SnapshotId, bool)>,
+    reading: Reading,
+}
+
+/// Whether a source still reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// It does.
+    On,
+    /// The job is being stopped: it will not read on.
+    Paused,
+    /// Its input has come to its end.
+    Ended,
 }
 
 impl<T: Record> SourceTask<T> {
@@ -112,16 +123,19 @@ impl<T: Record> SourceTask<T> {
     #[must_use]
     pub fn new(head: SourceHead<T>) -> Self {
         let injected = VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX);
-        Self { head, injected, ended: false }
+        Self { head, injected, reading: Reading::On }
     }
 }
 
 impl<T: Record> Head for SourceTask<T> {
     fn pull(&mut self, now_ns: u64) -> Result<(Pulled, Option<u64>)> {
-        if let Some(snapshot) = self.injected.pop_front() {
+        if let Some((snapshot, pause)) = self.injected.pop_front() {
+            if pause && self.reading == Reading::On {
+                self.reading = Reading::Paused;
+            }
             return Ok((Pulled::Barrier(snapshot), None));
         }
-        if self.ended {
+        if self.reading != Reading::On {
             return Ok((Pulled::Nothing, None));
         }
         Ok(match self.head.pull(now_ns)? {
@@ -129,7 +143,7 @@ impl<T: Record> Head for SourceTask<T> {
             SourcePull::Full => (Pulled::Full, None),
             SourcePull::Idle(until) => (Pulled::Nothing, until),
             SourcePull::Ended => {
-                self.ended = true;
+                self.reading = Reading::Ended;
                 (Pulled::Ended, None)
             }
         })
@@ -147,8 +161,8 @@ impl<T: Record> Head for SourceTask<T> {
         self.head.visit(visitor)
     }
 
-    fn inject(&mut self, snapshot: SnapshotId) {
-        self.injected.push_back(snapshot);
+    fn inject(&mut self, snapshot: SnapshotId, pause: bool) {
+        self.injected.push_back((snapshot, pause));
     }
 }
 
@@ -192,8 +206,8 @@ impl Task {
     }
 
     /// The coordinator's barrier: a source takes it into the stream, other tasks ignore it.
-    pub fn inject(&mut self, snapshot: SnapshotId) {
-        self.head.inject(snapshot);
+    pub fn inject(&mut self, snapshot: SnapshotId, pause: bool) {
+        self.head.inject(snapshot, pause);
     }
 
     /// One piece of work.

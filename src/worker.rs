@@ -31,7 +31,12 @@ const DISK_POLL_NS: u64 = 50_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Sources: emit this barrier.
-    Inject(SnapshotId),
+    Inject {
+        /// Of which snapshot.
+        snapshot: SnapshotId,
+        /// Whether they stop reading behind it.
+        pause: bool,
+    },
     /// It is complete: sinks publish. `last`: then the worker stops.
     Complete {
         /// Which snapshot.
@@ -169,12 +174,8 @@ impl Worker {
     fn round(&mut self, now_ns: u64) -> Result<Step> {
         let mut worked = false;
         let mut until = None;
-        while let Ok(command) = self.commands.try_recv() {
-            worked = true;
-            if self.obey(command)? {
-                self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
-                return Ok(Step::Stopped);
-            }
+        if self.obey_all(&mut worked)? {
+            return Ok(Step::Stopped);
         }
         for task in 0..self.tasks.len() {
             match self.tasks[task].step(now_ns)? {
@@ -184,7 +185,14 @@ impl Worker {
                     continue;
                 }
                 Progress::Worked => {}
-                Progress::Due(snapshot) => self.capture(task, snapshot)?,
+                Progress::Due(snapshot) => {
+                    // The commit of an earlier snapshot may have been ordered before this barrier
+                    // set out; then it comes before this capture too.
+                    if self.obey_all(&mut worked)? {
+                        return Ok(Step::Stopped);
+                    }
+                    self.capture(task, snapshot)?;
+                }
                 Progress::Finished => self.tell(Event::TaskFinished(self.attempt)),
             }
             worked = true;
@@ -206,11 +214,23 @@ impl Worker {
         _ = self.events.send(event);
     }
 
+    /// Carries out the commands that have come. True: the worker has stopped.
+    fn obey_all(&mut self, worked: &mut bool) -> Result<bool> {
+        while let Ok(command) = self.commands.try_recv() {
+            *worked = true;
+            if self.obey(command)? {
+                self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Carries a command out. True: it was the last one.
     fn obey(&mut self, command: Command) -> Result<bool> {
         match command {
-            Command::Inject(snapshot) => {
-                self.tasks.iter_mut().for_each(|task| task.inject(snapshot));
+            Command::Inject { snapshot, pause } => {
+                self.tasks.iter_mut().for_each(|task| task.inject(snapshot, pause));
             }
             Command::Complete { snapshot, last } => {
                 self.aborted.retain(|aborted| *aborted > snapshot);

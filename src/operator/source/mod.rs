@@ -20,6 +20,7 @@ pub use text_file::TextFile;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -30,6 +31,11 @@ use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
 use crate::record::{Data, Record};
 use crate::state::{Drained, OperatorState, StateWriter};
+
+/// How soon a source that had nothing is asked again, ns.
+const IDLE_POLL_NS: u64 = 1_000_000;
+/// The same where the disk is at work for it.
+const SOON_POLL_NS: u64 = 20_000;
 
 /// What a reader may use.
 #[derive(Clone)]
@@ -70,8 +76,10 @@ pub trait Source: Send + Sync + 'static {
 pub enum Read {
     /// There may be more.
     More,
-    /// Nothing now; more may come.
+    /// Nothing now; more may come, when is not known.
     Idle,
+    /// Nothing now; more is on its way from the disk.
+    Soon,
     /// The split has come to its end.
     End,
 }
@@ -187,6 +195,8 @@ pub struct SourceHead<T: Record> {
     reading: Option<(u32, Box<dyn Reader<T>>)>,
     offsets: Offsets,
     pace: Option<Pace>,
+    /// Records read by all sources of the job, for whoever watches it.
+    records: Arc<AtomicU64>,
     downstream: Downstream<T>,
     probe: Probe,
 }
@@ -198,13 +208,13 @@ impl<T: Record> SourceHead<T> {
         name: String,
         source: Arc<dyn Source<Item = T>>,
         (subtask, parallelism): (usize, usize),
-        pace: Option<Pace>,
+        (pace, records): (Option<Pace>, Arc<AtomicU64>),
         context: ReaderContext,
         (downstream, probe): (Downstream<T>, Probe),
     ) -> Self {
         let (subtask, parallelism) = (subtask as u32, parallelism as u32);
         let offsets = Offsets { subtask, parallelism, splits: BTreeMap::new(), marked: None };
-        Self { name, source, context, reading: None, offsets, pace, downstream, probe }
+        Self { name, source, context, reading: None, offsets, pace, records, downstream, probe }
     }
 
     /// Reads and hands on up to [`INPUT_RECORDS_MAX`] records.
@@ -213,27 +223,36 @@ impl<T: Record> SourceHead<T> {
     /// The source's, or its successor's.
     pub fn pull(&mut self, now_ns: u64) -> Result<SourcePull> {
         let mut pulled = 0;
-        while pulled < INPUT_RECORDS_MAX {
+        let result = self.pull_some(now_ns, &mut pulled);
+        if pulled > 0 {
+            self.records.fetch_add(pulled as u64, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn pull_some(&mut self, now_ns: u64, pulled: &mut usize) -> Result<SourcePull> {
+        while *pulled < INPUT_RECORDS_MAX {
             if self.downstream.flush()? == Flow::Full {
                 return Ok(SourcePull::Full);
             }
             let max = self.pace.as_mut().map_or(usize::MAX, |pace| pace.due(now_ns));
             if max == 0 {
                 let next = self.pace.as_ref().and_then(Pace::next_due_ns);
-                return Ok(if pulled > 0 { SourcePull::Worked } else { SourcePull::Idle(next) });
+                return Ok(if *pulled > 0 { SourcePull::Worked } else { SourcePull::Idle(next) });
             }
             self.probe.enter();
             let (read, count) = self.read(max.min(BATCH_RECORDS))?;
-            pulled += count;
+            *pulled += count;
             if let Some(pace) = &mut self.pace {
                 pace.emitted += count as u64;
             }
             match read {
                 Read::More => {}
-                Read::Idle if pulled == 0 => return Ok(SourcePull::Idle(None)),
-                Read::Idle => break,
+                Read::Idle | Read::Soon if *pulled > 0 => break,
+                Read::Idle => return Ok(SourcePull::Idle(Some(now_ns + IDLE_POLL_NS))),
+                Read::Soon => return Ok(SourcePull::Idle(Some(now_ns + SOON_POLL_NS))),
                 Read::End => {
-                    return Ok(if pulled > 0 { SourcePull::Worked } else { SourcePull::Ended });
+                    return Ok(if *pulled > 0 { SourcePull::Worked } else { SourcePull::Ended });
                 }
             }
         }

@@ -237,7 +237,7 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
                 }
                 None => {
                     if !self.next_chunk()? {
-                        return Ok(if out.is_empty() { Read::Idle } else { Read::More });
+                        return Ok(if out.is_empty() { Read::Soon } else { Read::More });
                     }
                 }
             }

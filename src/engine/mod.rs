@@ -1,0 +1,201 @@
+//! Running a job: start, restore, coordinate, restart, report.
+//!
+//! [`run`] runs it on pinned threads; [`stepper::Stepper`] is the same engine without a thread, for
+//! tests and for callers with a loop of their own. Both carry out what the [`supervisor`] says.
+
+mod park;
+mod pool;
+pub mod stepper;
+pub mod supervisor;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::clock;
+use crate::config::{Config, Driver};
+use crate::coordinator::Cadence;
+use crate::disk::{Disk, best_disk};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::id::SnapshotId;
+use crate::stream::Job;
+use supervisor::{Supervisor, Turn};
+
+/// Longest wait of the supervisor before it looks for a stop request.
+const SUPERVISOR_WAIT: Duration = Duration::from_millis(20);
+
+/// What a program may be told while its job runs.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Notice<'a> {
+    /// io_uring cannot be used, for this reason; plain threads and files are.
+    Fallback(&'a str),
+    /// Something was wrong in the snapshot directory and was passed over.
+    Warning(&'a str),
+    /// The job goes on from this snapshot.
+    Restored(SnapshotId),
+    /// A snapshot is complete.
+    Completed {
+        /// Which.
+        snapshot: SnapshotId,
+        /// From trigger to durable manifest.
+        took: Duration,
+    },
+    /// A snapshot was given up; the job goes on.
+    Aborted {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Why.
+        reason: &'a str,
+    },
+    /// The job failed and starts again from its last snapshot.
+    Restarting {
+        /// Why.
+        error: &'a Error,
+        /// After this pause.
+        after: Duration,
+    },
+    /// The supervisor has looked at everything; comes at least every 20 ms.
+    Tick,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The input came to its end and every result is committed.
+    Complete,
+    /// It had been complete before this run, which changed nothing.
+    AlreadyComplete,
+    /// A stop was asked for: what was done is in the last snapshot.
+    Stopped,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How it ended.
+    pub end: End,
+    /// The snapshot it began with.
+    pub restored: Option<SnapshotId>,
+    /// Restarts after failures.
+    pub restarts: u32,
+    /// Records read by sources in this run, those read again after a restart included.
+    pub records: u64,
+    /// From the start of the first task to the last commit.
+    pub elapsed: Duration,
+    /// How well the asked snapshot interval was kept.
+    pub cadence: Cadence,
+    /// From trigger to durable manifest, ns.
+    pub snapshot_ns: Histogram<u64>,
+    /// How long tasks stood still at barriers to capture their state, ns.
+    pub capture_ns: Histogram<u64>,
+}
+
+/// Stops a running job from another thread, and counts what it reads.
+#[derive(Clone, Debug, Default)]
+pub struct Handle {
+    stop: Arc<AtomicBool>,
+    records: Arc<AtomicU64>,
+}
+
+impl Handle {
+    /// Asks for a last snapshot and an end. Async-signal-safe.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// The flag that [`stop`](Self::stop) sets, for a signal handler.
+    #[must_use]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
+    /// Records read by the job's sources so far.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+impl Job {
+    /// Runs the job to its end.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn run(self, config: &Config) -> Result<Report> {
+        run(&self.build()?, config, &Handle::default(), &mut |_| {})
+    }
+}
+
+/// Runs `graph` until its input ends or `handle` asks for a stop. `notice` is told what happens.
+///
+/// # Errors
+/// The job cannot be built, started or restored, or failed more often than its restarts allow.
+pub fn run(
+    graph: &Graph,
+    config: &Config,
+    handle: &Handle,
+    notice: &mut dyn FnMut(Notice<'_>),
+) -> Result<Report> {
+    config.validate()?;
+    let cores = pool::cores();
+    if config.workers > cores.len() {
+        return Err(Error::Config {
+            setting: "parallelism".into(),
+            value: config.workers.to_string(),
+            reason: format!(
+                "this machine gives the process {} cores, and each worker needs one; use at most \
+                 that many",
+                cores.len()
+            ),
+        });
+    }
+    let (disk, refused) = best_disk();
+    let glommio = match (config.driver, &refused) {
+        (Driver::Threads, _) => false,
+        (Driver::Auto, Some(reason)) => {
+            notice(Notice::Fallback(reason));
+            false
+        }
+        (Driver::Glommio, Some(reason)) => {
+            return Err(Error::Config {
+                setting: "driver".into(),
+                value: "glommio".into(),
+                reason: format!("io_uring cannot be used: {reason}; use driver auto or threads"),
+            });
+        }
+        (Driver::Auto | Driver::Glommio, None) => true,
+    };
+    let mut supervisor = match Supervisor::open(graph, config, disk, handle.clone(), notice)? {
+        supervisor::Opened::Complete(report) => return Ok(*report),
+        supervisor::Opened::Ready(supervisor) => supervisor,
+    };
+    let pool = pool::Pool::start(config, &cores, glommio)?;
+    loop {
+        match supervisor.turn(clock::now_ns(), notice) {
+            Turn::Start(workers) => pool.run(workers),
+            Turn::Wait { until_ns } => {
+                pool.wake();
+                let now_ns = clock::now_ns();
+                let wait = until_ns.map_or(SUPERVISOR_WAIT, |until_ns| {
+                    Duration::from_nanos(until_ns.saturating_sub(now_ns)).min(SUPERVISOR_WAIT)
+                });
+                supervisor.wait(wait);
+            }
+            Turn::Done(result) => return result.map(|report| *report),
+        }
+    }
+}
+
+/// The disk a caller-driven job should use by default, and why it is not io_uring's.
+#[must_use]
+pub fn default_disk() -> (Arc<dyn Disk>, Option<String>) {
+    best_disk()
+}
