@@ -3,3 +3,4 @@ pub mod error;
 pub mod id;
 pub mod key;
 pub mod record;
+pub mod state;
