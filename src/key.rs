@@ -9,6 +9,28 @@
 //!   low half of the 128-bit product, XORed (the multiply-fold of wyhash);
 //! - byte strings: XXH3-64 with seed 0 (a published, frozen specification);
 //! - tuples: `combine(first, second)`.
+//!
+//! A key type of one's own needs the three rkyv derives, `Eq`, `Clone` and a hash made of the
+//! functions here:
+//! ```
+//! use rkyv::{Archive, Deserialize, Serialize};
+//! use tidegate::key::{Key, combine, hash_word};
+//!
+//! #[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+//! struct Cell {
+//!     row: u64,
+//!     column: u64,
+//! }
+//!
+//! impl Key for Cell {
+//!     fn key_hash(&self) -> u64 {
+//!         combine(hash_word(self.row), hash_word(self.column))
+//!     }
+//! }
+//! ```
+//! A struct of numbers without padding, as here, is kept in pages as it is. A key that *is* a byte
+//! string says so with [`Key::BYTES`] and is kept in pages too. Every other key works, more slowly:
+//! see [`crate::state`].
 
 use smallvec::SmallVec;
 
@@ -43,8 +65,42 @@ pub fn combine(first: u64, second: u64) -> u64 {
 ///
 /// Equal keys must have equal hashes, on every machine and in every version of the program.
 pub trait Key: Record + Eq {
+    /// How to see this key as a byte string, if it is one.
+    const BYTES: Option<ByteKey<Self>> = None;
+
     /// 64 well-mixed bits; the top seven are the key group.
     fn key_hash(&self) -> u64;
+}
+
+/// How a key that is a byte string is taken apart and put together. Keys are equal exactly if their
+/// bytes are.
+///
+/// ```
+/// use rkyv::{Archive, Deserialize, Serialize};
+/// use tidegate::key::{ByteKey, Key, hash_bytes};
+///
+/// #[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+/// struct Url(String);
+///
+/// impl Key for Url {
+///     const BYTES: Option<ByteKey<Self>> = Some(ByteKey {
+///         bytes: |url| url.0.as_bytes(),
+///         from_bytes: |bytes| String::from_utf8(bytes.to_vec()).ok().map(Url),
+///         hash: hash_bytes,
+///     });
+///
+///     fn key_hash(&self) -> u64 {
+///         hash_bytes(self.0.as_bytes())
+///     }
+/// }
+/// ```
+pub struct ByteKey<K> {
+    /// The bytes of a key.
+    pub bytes: fn(&K) -> &[u8],
+    /// The key with these bytes; `None` if there is none.
+    pub from_bytes: fn(&[u8]) -> Option<K>,
+    /// [`Key::key_hash`] of the key with these bytes.
+    pub hash: fn(&[u8]) -> u64,
 }
 
 macro_rules! integer_keys {
@@ -60,6 +116,12 @@ macro_rules! integer_keys {
 integer_keys!(u8, u16, u32, u64, i8, i16, i32, i64);
 
 impl Key for String {
+    const BYTES: Option<ByteKey<Self>> = Some(ByteKey {
+        bytes: String::as_bytes,
+        from_bytes: |bytes| String::from_utf8(bytes.to_vec()).ok(),
+        hash: hash_bytes,
+    });
+
     #[inline]
     fn key_hash(&self) -> u64 {
         hash_bytes(self.as_bytes())
@@ -67,6 +129,12 @@ impl Key for String {
 }
 
 impl Key for Vec<u8> {
+    const BYTES: Option<ByteKey<Self>> = Some(ByteKey {
+        bytes: Vec::as_slice,
+        from_bytes: |bytes| Some(bytes.to_vec()),
+        hash: hash_bytes,
+    });
+
     #[inline]
     fn key_hash(&self) -> u64 {
         hash_bytes(self)
@@ -77,6 +145,12 @@ impl<const N: usize> Key for SmallVec<[u8; N]>
 where
     SmallVec<[u8; N]>: Record,
 {
+    const BYTES: Option<ByteKey<Self>> = Some(ByteKey {
+        bytes: |key| key,
+        from_bytes: |bytes| Some(SmallVec::from_slice(bytes)),
+        hash: hash_bytes,
+    });
+
     #[inline]
     fn key_hash(&self) -> u64 {
         hash_bytes(self)

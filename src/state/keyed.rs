@@ -1,0 +1,208 @@
+//! Keyed state: the table operators use, whichever way its entries are kept.
+//!
+//! Owns the choice between [`super::paged`] and [`super::native`], taken once, from the types alone.
+
+use std::ops::Range;
+
+use super::native::NativeTable;
+use super::paged::PagedTable;
+use super::plain::is_plain;
+use super::{Drained, OperatorState, SCHEMA_ENTRIES, StateWriter};
+use crate::error::Error;
+use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
+use crate::key::Key;
+use crate::record::Data;
+
+/// Values by key, for the key groups of one task.
+///
+/// Every method takes the key's [`Key::key_hash`], which the caller computes once per record.
+///
+/// ```
+/// use tidegate::key::Key;
+/// use tidegate::state::KeyedTable;
+///
+/// let mut counts = KeyedTable::<u64, u64>::new(0..128);
+/// for word in [7, 9, 7] {
+///     *counts.upsert(word.key_hash(), &word, || 0) += 1;
+/// }
+/// assert_eq!(counts.get(7.key_hash(), &7), Some(&2));
+/// assert_eq!(counts.len(), 2);
+/// ```
+pub struct KeyedTable<K: Key, V: Data> {
+    groups: Range<u32>,
+    table: Table<K, V>,
+}
+
+enum Table<K: Key, V: Data> {
+    Paged(PagedTable<K, V>),
+    Native(NativeTable<K, V>),
+}
+
+/// Where an iteration over a key group stands; starts at [`Cursor::default`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor(pub(super) Option<u64>);
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self(Some(0))
+    }
+}
+
+impl<K: Key, V: Data> KeyedTable<K, V> {
+    /// An empty table for a range of key groups.
+    #[must_use]
+    pub fn new(groups: Range<u32>) -> Self {
+        assert!(groups.start < groups.end && groups.end <= KEY_GROUPS, "key groups {groups:?}");
+        let is_paged = (K::BYTES.is_some() || is_plain::<K>()) && is_plain::<V>();
+        let table = if is_paged {
+            Table::Paged(PagedTable::new(groups.clone()))
+        } else {
+            Table::Native(NativeTable::new(groups.clone()))
+        };
+        Self { groups, table }
+    }
+
+    /// The key groups this table holds.
+    #[must_use]
+    pub fn groups(&self) -> Range<u32> {
+        self.groups.clone()
+    }
+
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.table {
+            Table::Paged(table) => table.len(),
+            Table::Native(table) => table.len(),
+        }
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Asks the cache for what an access to this hash reads first. Worth it for tables larger than
+    /// the cache: prefetch a batch of 64 to 256 keys, then update them.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        if let Table::Paged(table) = &self.table {
+            table.prefetch(hash);
+        }
+    }
+
+    /// The value of a key, made by `init` if there is none.
+    #[inline]
+    pub fn upsert(&mut self, hash: u64, key: &K, init: impl FnOnce() -> V) -> &mut V {
+        debug_assert_eq!(hash, key.key_hash());
+        match &mut self.table {
+            Table::Paged(table) => table.upsert(hash, key, init),
+            Table::Native(table) => table.upsert(hash, key, init),
+        }
+    }
+
+    /// The value of a key.
+    #[inline]
+    pub fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
+        match &self.table {
+            Table::Paged(table) => table.get(hash, key),
+            Table::Native(table) => table.get(hash, key),
+        }
+    }
+
+    /// The value of a key, to change it.
+    #[inline]
+    pub fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
+        match &mut self.table {
+            Table::Paged(table) => table.get_mut(hash, key),
+            Table::Native(table) => table.get_mut(hash, key),
+        }
+    }
+
+    /// Sets the value of a key; the value it had.
+    pub fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
+        if let Some(old) = self.get_mut(hash, key) {
+            return Some(std::mem::replace(old, value));
+        }
+        self.upsert(hash, key, || value);
+        None
+    }
+
+    /// Takes a key out; the value it had.
+    pub fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
+        match &mut self.table {
+            Table::Paged(table) => table.remove(hash, key),
+            Table::Native(table) => table.remove(hash, key),
+        }
+    }
+
+    /// Appends entries of `group` from `cursor` on, until at least `max` were appended or the group
+    /// is at its end; whether there are more.
+    ///
+    /// It stops between pages only, so up to a page more than `max` are appended (of a table that
+    /// is not paged, the whole group). In return an entry that exists all the time is met exactly
+    /// once, whatever is changed between the calls.
+    pub fn entries(
+        &self,
+        group: KeyGroup,
+        cursor: &mut Cursor,
+        max: usize,
+        out: &mut Vec<(K, V)>,
+    ) -> bool {
+        assert!(self.groups.contains(&group.0), "{group:?} of a table of {:?}", self.groups);
+        match &self.table {
+            Table::Paged(table) => table.entries(group, cursor, max, out),
+            Table::Native(table) => table.entries(group, cursor, out),
+        }
+    }
+
+    /// Bytes of memory that paged state takes, preserved pages included; 0 for other state.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        match &self.table {
+            Table::Paged(table) => table.memory_bytes(),
+            Table::Native(_) => 0,
+        }
+    }
+}
+
+impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
+    fn mark(&mut self, snapshot: SnapshotId) {
+        match &mut self.table {
+            Table::Paged(table) => table.mark(),
+            Table::Native(table) => table.mark(snapshot),
+        }
+    }
+
+    fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error> {
+        match &mut self.table {
+            Table::Paged(table) => Ok(table.drain(budget_bytes, out)),
+            Table::Native(table) => table.drain(budget_bytes, out),
+        }
+    }
+
+    fn abandon(&mut self) {
+        match &mut self.table {
+            Table::Paged(table) => table.abandon(),
+            Table::Native(table) => table.abandon(),
+        }
+    }
+
+    fn restore(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) -> Result<(), String> {
+        let StateSlot::KeyGroup(group) = slot else {
+            return Err(format!("{slot:?} is not a key group"));
+        };
+        let expected = match &self.table {
+            Table::Paged(_) => PagedTable::<K, V>::SCHEMA,
+            Table::Native(_) => SCHEMA_ENTRIES,
+        };
+        if schema != expected {
+            return Err(format!("schema {schema}, expected {expected} for these types"));
+        }
+        match &mut self.table {
+            Table::Paged(table) => table.restore(group, bytes),
+            Table::Native(table) => table.restore(group, bytes),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Proof of a page that comes back from disk.
+//!
+//! The frame's checksum says that the bytes are what was written; this file says that they are a
+//! page, so that not even bytes that were made to pass the checksum can do harm.
+//!
+//! Invariants
+//! - Nothing is allocated before the sizes were found to fit the bytes there are.
+//! - No key or value is looked at before its bytes passed rkyv's check.
+//! - A page that is returned keeps every invariant of [`super::page`] and belongs to its group.
+
+#![expect(unsafe_code, reason = "bytes become a page, and slots are checked in place")]
+
+use rkyv::api::high::HighValidator;
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor;
+use rkyv::validation::Validator;
+use rkyv::validation::archive::ArchiveValidator;
+use rkyv::validation::shared::SharedValidator;
+
+use super::directory::position_of;
+use super::page::{HEADER_BYTES, Header, Page, PageBox, entries_max};
+use super::slot::SlotLayout;
+use crate::id::KeyGroup;
+use crate::key::Key;
+use crate::record::Data;
+
+/// The page at the start of `bytes`, and what follows it.
+pub(super) fn page<K: Key, V: Data>(
+    group: KeyGroup,
+    bytes: &[u8],
+) -> Result<(PageBox<K, V>, &[u8]), String> {
+    let header = header(bytes).ok_or("a page is cut off in its header")?;
+    check_header::<K, V>(group, &header)?;
+    let size = PageBox::<K, V>::heap_at(header.capacity as usize)
+        .checked_add(header.heap_used as usize)
+        .filter(|size| *size <= bytes.len())
+        .ok_or_else(|| format!("a page of {} slots is cut off", header.capacity))?;
+    let (bytes, behind) = bytes.split_at(size);
+    // SAFETY: the header was read from these bytes, its sizes checked, and they are exactly a page.
+    let page = unsafe { PageBox::<K, V>::from_bytes(&header, bytes) };
+    check_tags(page.page())?;
+    check_slots(page.page())?;
+    check_places(page.page())?;
+    Ok((page, behind))
+}
+
+fn header(bytes: &[u8]) -> Option<Header> {
+    let bytes = bytes.get(..HEADER_BYTES)?;
+    let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+    Some(Header {
+        magic: half(0),
+        depth: half(4),
+        prefix: u64::from(half(8)) | u64::from(half(12)) << 32,
+        group: half(16),
+        capacity: half(20),
+        len: half(24),
+        key_bytes: half(28),
+        value_bytes: half(32),
+        heap_used: half(36),
+        heap_live: half(40),
+        heap_capacity: half(44),
+        reserved: [half(48), half(52), half(56), half(60)],
+    })
+}
+
+fn check_header<K: Key, V: Data>(group: KeyGroup, header: &Header) -> Result<(), String> {
+    let (key_bytes, value_bytes) = (SlotLayout::<K, V>::KEY_BYTES, size_of::<V>());
+    if header.magic != Header::MAGIC || header.reserved != [0; 4] {
+        return Err(format!("not a page: it starts with {:08x}", header.magic));
+    }
+    if (header.key_bytes as usize, header.value_bytes as usize) != (key_bytes, value_bytes) {
+        return Err(format!(
+            "keys and values of {} and {} bytes, expected {key_bytes} and {value_bytes}",
+            header.key_bytes, header.value_bytes
+        ));
+    }
+    if header.group != group.0 {
+        return Err(format!("a page of key group {} in group {}", header.group, group.0));
+    }
+    let is_prefix =
+        header.depth <= 57 && position_prefix(header.prefix, header.depth) == header.prefix;
+    let capacity = header.capacity as usize;
+    let is_capacity = capacity >= 8 && capacity.is_multiple_of(SlotLayout::<K, V>::BUCKET);
+    if !is_prefix || !is_capacity || header.len as usize > entries_max(capacity) {
+        return Err(format!(
+            "a page of {} entries, {capacity} slots, depth {}, prefix {:x}",
+            header.len, header.depth, header.prefix
+        ));
+    }
+    Ok(())
+}
+
+/// The first `depth` bits of a position.
+fn position_prefix(position: u64, depth: u32) -> u64 {
+    if depth == 0 { 0 } else { position >> (64 - depth) << (64 - depth) }
+}
+
+fn check_tags<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
+    let capacity = page.capacity();
+    let is_tag = |tag: u8| tag == 0 || tag >= 0x80;
+    let mirrored = (0..8).all(|index| page.tag(capacity + index) == page.tag(index));
+    let live = page.live().count();
+    if !mirrored || live != page.len() || !(0..capacity).all(|index| is_tag(page.tag(index))) {
+        return Err(format!("a page of {} entries has {live} or damaged tags", page.len()));
+    }
+    Ok(())
+}
+
+/// Checks every live key and value by itself.
+fn check_slots<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
+    let mut validator = Validator::new(ArchiveValidator::new(page.bytes()), SharedValidator::new());
+    let context = rancor::Strategy::wrap(&mut validator);
+    let mut heap_live = 0;
+    for index in page.live() {
+        match K::BYTES {
+            Some(byte_key) => {
+                let slot = page.byte_slot(index);
+                let (len, offset) = slot.heap_range().unwrap_or_default();
+                heap_live += len;
+                if offset + len > page.header().heap_used as usize {
+                    return Err(format!("a key of {len} bytes lies outside its page"));
+                }
+                if slot.heap_range().is_none() && slot.inline_len() > super::slot::INLINE_BYTES {
+                    return Err(format!("a short key of {} bytes", slot.inline_len()));
+                }
+                let bytes = page.key_bytes(index);
+                if !slot.is_of(bytes, (byte_key.hash)(bytes))
+                    || (byte_key.from_bytes)(bytes).is_none()
+                {
+                    return Err(format!("{} bytes that are not a key", bytes.len()));
+                }
+            }
+            None => check::<K>(page.key_ptr(index).as_ptr(), context)?,
+        }
+        check::<V>(page.value_ptr(index).as_ptr(), context)?;
+    }
+    if heap_live != page.header().heap_live as usize {
+        return Err(format!("keys of {heap_live} bytes, not {}", page.header().heap_live));
+    }
+    Ok(())
+}
+
+fn check<T: Data>(
+    place: *const T,
+    context: &mut HighValidator<'_, rancor::Error>,
+) -> Result<(), String> {
+    // SAFETY: the place is initialised memory of the size and alignment of a `T`, which is plain
+    // and so those of its archive.
+    let checked = unsafe { T::Archived::check_bytes(place.cast(), context) };
+    checked.map_err(|error| format!("an entry is not valid: {error}"))
+}
+
+/// Checks that every entry belongs to this page and is found where it lies.
+fn check_places<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
+    let header = page.header();
+    for index in page.live() {
+        let hash = page.hash_at(index);
+        let is_here = KeyGroup::of_hash(hash).0 == header.group
+            && position_prefix(position_of(hash), header.depth) == header.prefix;
+        if !is_here || !page.is_in_place(index, hash) {
+            return Err(format!("an entry of key group {} lies in a wrong place", header.group));
+        }
+    }
+    Ok(())
+}

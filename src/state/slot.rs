@@ -1,0 +1,188 @@
+//! How a key lies in a slot of a page, and how a key that is looked for is compared with it.
+//!
+//! Invariants
+//! - A slot is the key, then the value, each at its alignment, no pointers.
+//! - A byte-string key takes 16 bytes: up to [`INLINE_BYTES`] bytes lie in it; of a longer one, its
+//!   length, its offset in the page's heap and 56 bits of its hash. Two inline keys are equal exactly
+//!   if the 16 bytes are.
+
+use std::marker::PhantomData;
+
+use crate::key::{ByteKey, Key};
+use crate::record::Data;
+
+/// Longest byte-string key that lies in its slot.
+pub(super) const INLINE_BYTES: usize = 15;
+
+/// The top byte of a slot whose key lies in the heap.
+const LONG: u64 = 0xFF << 56;
+
+/// Sizes of a slot of a `(K, V)`.
+pub(super) struct SlotLayout<K, V>(PhantomData<(K, V)>);
+
+impl<K: Key, V: Data> SlotLayout<K, V> {
+    pub const KEY_BYTES: usize =
+        if K::BYTES.is_some() { size_of::<ByteSlot>() } else { size_of::<K>() };
+    const KEY_ALIGN: usize =
+        if K::BYTES.is_some() { align_of::<ByteSlot>() } else { align_of::<K>() };
+    const ALIGN: usize =
+        if Self::KEY_ALIGN > align_of::<V>() { Self::KEY_ALIGN } else { align_of::<V>() };
+    /// Where in the slot the value starts.
+    pub const VALUE_AT: usize = Self::KEY_BYTES.next_multiple_of(align_of::<V>());
+    /// From one slot to the next.
+    pub const STRIDE: usize = (Self::VALUE_AT + size_of::<V>()).next_multiple_of(Self::ALIGN);
+    /// Slots that share a home, so that a cache line that is loaded is used: as many as fit one line.
+    pub const BUCKET: usize = match Self::STRIDE {
+        0..=16 => 4,
+        17..=32 => 2,
+        _ => 1,
+    };
+}
+
+/// A byte-string key as it lies in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct ByteSlot {
+    low: u64,
+    high: u64,
+}
+
+impl ByteSlot {
+    /// The slot of a short key.
+    #[inline]
+    fn inline(bytes: &[u8]) -> Self {
+        let len = bytes.len();
+        debug_assert!(len <= INLINE_BYTES, "{len} bytes");
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+        // Two loads that overlap, the second shifted to where the first ends: no copy loop.
+        let (low, rest) = if len > 8 {
+            (word(0), word(len - 8) >> (8 * (16 - len)))
+        } else if len == 8 {
+            (word(0), 0)
+        } else if len >= 4 {
+            (u64::from(half(0)) | u64::from(half(len - 4)) << (8 * (len - 4)), 0)
+        } else {
+            (bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)), 0)
+        };
+        Self { low, high: rest | (len as u64) << 56 }
+    }
+
+    /// The slot of a long key that lies at `offset` of the heap.
+    #[inline]
+    pub fn long(len: usize, offset: usize, hash: u64) -> Self {
+        Self { low: len as u64 | (offset as u64) << 32, high: hash | LONG }
+    }
+
+    /// Length and heap offset of a long key.
+    #[inline]
+    pub fn heap_range(self) -> Option<(usize, usize)> {
+        (self.high >= LONG).then_some(((self.low as u32) as usize, (self.low >> 32) as usize))
+    }
+
+    /// Length of a short key.
+    #[inline]
+    pub fn inline_len(self) -> usize {
+        (self.high >> 56) as usize
+    }
+
+    /// Whether `self` and `other` are long keys of the same length and hash.
+    #[inline]
+    fn resembles(self, other: Self) -> bool {
+        self.high == other.high && self.low as u32 == other.low as u32
+    }
+
+    /// Whether this is what [`inline`](Self::inline) or [`long`](Self::long) makes of `bytes`.
+    pub fn is_of(self, bytes: &[u8], hash: u64) -> bool {
+        match self.heap_range() {
+            Some((len, offset)) => {
+                len > INLINE_BYTES && self == Self::long(bytes.len(), offset, hash)
+            }
+            None => self == Self::inline(bytes),
+        }
+    }
+}
+
+/// A key that is looked for or put in.
+pub(super) enum Probe<'a, K> {
+    /// A plain key.
+    Plain(&'a K),
+    /// A short byte string.
+    Inline(ByteSlot),
+    /// A long byte string; its slot's offset is not known yet.
+    Long(ByteSlot, &'a [u8]),
+}
+
+impl<'a, K: Key> Probe<'a, K> {
+    #[inline]
+    pub fn new(key: &'a K, hash: u64) -> Self {
+        match K::BYTES {
+            None => Self::Plain(key),
+            Some(ByteKey { bytes, .. }) => Self::of_bytes(bytes(key), hash),
+        }
+    }
+
+    #[inline]
+    pub fn of_bytes(bytes: &'a [u8], hash: u64) -> Self {
+        if bytes.len() <= INLINE_BYTES {
+            return Self::Inline(ByteSlot::inline(bytes));
+        }
+        assert!(u32::try_from(bytes.len()).is_ok(), "a key of {} bytes", bytes.len());
+        Self::Long(ByteSlot::long(bytes.len(), 0, hash), bytes)
+    }
+
+    /// Bytes of the page's heap that the key takes.
+    #[inline]
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Long(_, bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    /// Whether the key in `slot` is this one, as far as the slot says; `heap` gives the bytes of a
+    /// long key.
+    #[inline]
+    pub fn matches_bytes<'h>(
+        &self,
+        slot: ByteSlot,
+        heap: impl FnOnce(usize, usize) -> &'h [u8],
+    ) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Inline(inline) => slot == *inline,
+            Self::Long(long, bytes) => {
+                slot.resembles(*long)
+                    && slot.heap_range().is_some_and(|(len, offset)| heap(len, offset) == *bytes)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_key_lies_in_its_slot_byte_by_byte() {
+        let bytes: Vec<u8> = (1..=15).collect();
+        for len in 0..=INLINE_BYTES {
+            let slot = ByteSlot::inline(&bytes[..len]);
+            let mut expected = [0; 16];
+            expected[..len].copy_from_slice(&bytes[..len]);
+            expected[15] = len as u8;
+            assert_eq!(slot.low.to_le_bytes(), expected[..8]);
+            assert_eq!(slot.high.to_le_bytes(), expected[8..]);
+            assert_eq!(slot.inline_len(), len);
+            assert!(slot.heap_range().is_none() && slot.is_of(&bytes[..len], 7));
+        }
+    }
+
+    #[test]
+    fn a_slot_of_a_byte_key_and_a_number_is_24_bytes() {
+        assert_eq!(SlotLayout::<String, u64>::STRIDE, 24);
+        assert_eq!(SlotLayout::<u64, u64>::STRIDE, 16);
+        assert_eq!(SlotLayout::<u32, u64>::VALUE_AT, 8);
+        assert_eq!(SlotLayout::<u64, ()>::STRIDE, 8);
+    }
+}
