@@ -160,7 +160,7 @@ pub enum Error {
 }
 
 /// Result with the crate's error.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An [`Error::Io`] for `action` on `path`; made to be used in `map_err`.

@@ -57,8 +57,8 @@ impl<T: Record> Collect<T> {
 #[derive(Archive, Serialize, Deserialize, Clone)]
 struct Handle {
     subtask: u64,
-    /// (snapshot, archived records)
-    prepared: Vec<(u64, Vec<u8>)>,
+    /// (snapshot, archive of each record)
+    prepared: Vec<(u64, Vec<Vec<u8>>)>,
 }
 
 impl<T: Record> Sink for Collect<T> {
@@ -69,8 +69,9 @@ impl<T: Record> Sink for Collect<T> {
         for handle in handles.unwrap_or_default() {
             let handle = Handle::from_archive(handle).map_err(|e| bad_handle("collect", e))?;
             for (snapshot, records) in handle.prepared {
-                let records =
-                    Vec::<T>::from_archive(&records).map_err(|e| bad_handle("collect", e))?;
+                let records = records.iter().map(|record| T::from_archive(record));
+                let records: Result<Vec<T>, _> = records.collect();
+                let records = records.map_err(|e| bad_handle("collect", e))?;
                 shared.commit(handle.subtask as usize, SnapshotId(snapshot), records);
             }
         }
@@ -116,8 +117,9 @@ impl<T: Record> Writer<T> for CollectWriter<T> {
         self.prepared.push_back((snapshot, std::mem::take(&mut self.open)));
         let mut prepared = Vec::new();
         for (snapshot, records) in &self.prepared {
-            let bytes = records.to_archive().map_err(|e| bad_handle("collect", e))?;
-            prepared.push((snapshot.0, bytes.to_vec()));
+            let archives = records.iter().map(|record| Ok(record.to_archive()?.to_vec()));
+            let archives: Result<_, rkyv::rancor::Error> = archives.collect();
+            prepared.push((snapshot.0, archives.map_err(|e| bad_handle("collect", e))?));
         }
         let handle = Handle { subtask: self.subtask as u64, prepared };
         Ok(handle.to_archive().map_err(|e| bad_handle("collect", e))?.to_vec())

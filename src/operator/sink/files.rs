@@ -211,11 +211,11 @@ struct Prepared {
     /// The file that has to be synced, once every write up to number `writes` is done.
     file: FileHandle,
     writes: u64,
-    sync: Sync,
+    sync: Synced,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sync {
+enum Synced {
     Waiting,
     Submitted(Ticket),
     Done,
@@ -294,17 +294,17 @@ impl<F> FilesWriter<F> {
             let ticket = completion.ticket;
             self.writing.retain(|(writing, _)| *writing != ticket);
             for prepared in &mut self.prepared {
-                if prepared.sync == Sync::Submitted(ticket) {
-                    prepared.sync = Sync::Done;
+                if prepared.sync == Synced::Submitted(ticket) {
+                    prepared.sync = Synced::Done;
                 }
             }
         }
         let oldest = self.writing.iter().map(|(_, number)| *number).min().unwrap_or(u64::MAX);
         for prepared in &mut self.prepared {
-            if prepared.sync == Sync::Waiting && prepared.writes < oldest {
+            if prepared.sync == Synced::Waiting && prepared.writes < oldest {
                 let sync = Operation::Sync { file: prepared.file.clone() };
                 let Ok(ticket) = self.queue.submit(sync) else { break };
-                prepared.sync = Sync::Submitted(ticket);
+                prepared.sync = Synced::Submitted(ticket);
             }
         }
         Ok(())
@@ -365,7 +365,7 @@ impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
         let mut open_at = None;
         if let Some(open) = &self.open {
             let (file, writes) = (open.file.clone(), self.writes);
-            self.prepared.push_back(Prepared { snapshot, file, writes, sync: Sync::Waiting });
+            self.prepared.push_back(Prepared { snapshot, file, writes, sync: Synced::Waiting });
             let listed = Listed { name: open.name.clone(), length: open.length };
             let age_ns = now_ns.saturating_sub(open.opened_ns);
             if ended || open.length >= roll.bytes || u128::from(age_ns) >= roll.age.as_nanos() {
@@ -384,7 +384,7 @@ impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
 
     fn is_prepared(&mut self, snapshot: SnapshotId) -> Result<bool> {
         self.turn()?;
-        let settled = |prepared: &mut Prepared| prepared.sync == Sync::Done;
+        let settled = |prepared: &mut Prepared| prepared.sync == Synced::Done;
         while self.prepared.pop_front_if(settled).is_some() {}
         Ok(self.prepared.front().is_none_or(|prepared| prepared.snapshot > snapshot))
     }

@@ -4,6 +4,7 @@
 //! its first byte lies in. Reads go through the disk queue, one chunk ahead of the lines.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,11 +23,12 @@ const SPLIT_BYTES_MIN: u64 = 64 << 10;
 const IDENTITY_BYTES: usize = 64 << 10;
 
 /// Lines of a file, each decoded into any number of records.
-pub struct TextFile<D> {
+pub struct TextFile<T, D> {
     path: PathBuf,
     /// Bytes to be read: the file's length when it was opened, or less.
     length: u64,
     decode: Arc<D>,
+    record: PhantomData<fn() -> T>,
 }
 
 /// Decodes a line into itself.
@@ -34,7 +36,7 @@ fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) {
     out.push(line.to_vec());
 }
 
-impl TextFile<fn(&[u8], &mut Vec<Vec<u8>>)> {
+impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
     /// The lines of `path`, as bytes without their ends.
     ///
     /// # Errors
@@ -50,14 +52,15 @@ impl TextFile<fn(&[u8], &mut Vec<Vec<u8>>)> {
         if length == 0 {
             return Err(refuse("it is empty (or not a regular file); there is nothing to do".into()));
         }
-        Ok(Self { path, length, decode: Arc::new(whole_line) })
+        Ok(Self { path, length, decode: Arc::new(whole_line), record: PhantomData })
     }
 }
 
-impl<D> TextFile<D> {
+impl<T, D> TextFile<T, D> {
     /// Decodes each line with `decode(line, out)` in the source itself: no copy of the line.
-    pub fn decode<T, E: Fn(&[u8], &mut Vec<T>)>(self, decode: E) -> TextFile<E> {
-        TextFile { path: self.path, length: self.length, decode: Arc::new(decode) }
+    pub fn decode<U, E: Fn(&[u8], &mut Vec<U>)>(self, decode: E) -> TextFile<U, E> {
+        let decode = Arc::new(decode);
+        TextFile { path: self.path, length: self.length, decode, record: PhantomData }
     }
 
     /// Only the first `lines` lines. Reads the file up to there once.
@@ -97,7 +100,11 @@ impl<D> TextFile<D> {
     }
 }
 
-impl<T: Record, D: Fn(&[u8], &mut Vec<T>) + Send + Sync + 'static> Source for TextFile<D> {
+impl<T, D> Source for TextFile<T, D>
+where
+    T: Record,
+    D: Fn(&[u8], &mut Vec<T>) + Send + Sync + 'static,
+{
     type Item = T;
 
     fn identity(&self, context: &ReaderContext) -> Result<String> {

@@ -1,0 +1,80 @@
+//! The caller-driven driver: the whole engine without a thread.
+//!
+//! The caller says what time it is, which worker steps next, and on which [`Disk`] the job runs, so
+//! a seed decides a whole run. Tests use it; so can a program that embeds a job in its own loop.
+
+use std::sync::Arc;
+
+use super::supervisor::{Opened, Supervisor, Turn};
+use super::{Handle, Notice, Report};
+use crate::config::Config;
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::worker::{Step, Worker};
+
+/// A job that runs only while it is stepped.
+pub struct Stepper<'g> {
+    supervisor: Box<Supervisor<'g>>,
+    workers: Vec<Option<Worker>>,
+}
+
+/// A job, opened.
+pub enum Stepping<'g> {
+    /// It was complete before.
+    Complete(Box<Report>),
+    /// It can be stepped.
+    Ready(Stepper<'g>),
+}
+
+impl<'g> Stepper<'g> {
+    /// Opens `graph` on `disk`. The numbers of workers may be above that of cores.
+    ///
+    /// # Errors
+    /// As [`run`](super::run).
+    pub fn open(
+        graph: &'g Graph,
+        config: &Config,
+        disk: Arc<dyn Disk>,
+        handle: Handle,
+        notice: &mut dyn FnMut(Notice<'_>),
+    ) -> Result<Stepping<'g>> {
+        config.validate()?;
+        Ok(match Supervisor::open(graph, config, disk, handle, notice)? {
+            Opened::Complete(report) => Stepping::Complete(report),
+            Opened::Ready(supervisor) => {
+                Stepping::Ready(Self { supervisor, workers: Vec::new() })
+            }
+        })
+    }
+
+    /// Lets the supervisor act at `now_ns`. `Some`: the job has ended.
+    pub fn supervise(
+        &mut self,
+        now_ns: u64,
+        notice: &mut dyn FnMut(Notice<'_>),
+    ) -> Option<Result<Box<Report>>> {
+        match self.supervisor.turn(now_ns, notice) {
+            Turn::Start(workers) => self.workers = workers.into_iter().map(Some).collect(),
+            Turn::Wait { .. } => {}
+            Turn::Done(result) => return Some(result),
+        }
+        None
+    }
+
+    /// How many workers there are to step.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Steps one worker at `now_ns`. A worker that has stopped stays idle.
+    pub fn step(&mut self, worker: usize, now_ns: u64) -> Step {
+        let Some(stepped) = &mut self.workers[worker] else { return Step::Stopped };
+        let step = stepped.step(now_ns);
+        if step == Step::Stopped {
+            self.workers[worker] = None;
+        }
+        step
+    }
+}

@@ -1,0 +1,470 @@
+//! The supervisor: carries out what the coordinator decides, restores and restarts.
+//!
+//! It owns the store and the channels to the workers, and no thread: a driver calls
+//! [`Supervisor::turn`], runs the workers it hands out, and waits as long as it says.
+//!
+//! ```text
+//! open -> Start(workers) -> Running -> Finish -> Ending (workers commit and stop) -> Done
+//!                             |  ^
+//!                  a failure  v  | pause over, restored from the newest complete snapshot
+//!                           Stopping -> Pausing
+//! ```
+//!
+//! Invariants
+//! - Sinks recover before writers exist; state is restored before a record is read.
+//! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::{End, Handle, Notice, Report};
+use crate::clock;
+use crate::config::Config;
+use crate::coordinator::{Action, Coordinator};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::graph::{Build, Graph};
+use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
+use crate::operator::source::ReaderContext;
+use crate::plan::{Instance, Plan};
+use crate::store::{
+    JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store,
+};
+use crate::task::Task;
+use crate::worker::{Command, Event, Worker};
+
+/// What opening a job found.
+pub enum Opened<'g> {
+    /// It was complete before; its output has been made sure of.
+    Complete(Box<Report>),
+    /// It can be run.
+    Ready(Box<Supervisor<'g>>),
+}
+
+/// What a driver has to do next.
+pub enum Turn {
+    /// Run these workers, one per thread.
+    Start(Vec<Worker>),
+    /// Wake the workers and wait until this time (ns), or until an event comes.
+    Wait {
+        /// `None`: nothing is due.
+        until_ns: Option<u64>,
+    },
+    /// The job has ended.
+    Done(Result<Box<Report>>),
+}
+
+enum Phase {
+    /// Workers are to be made.
+    Starting,
+    /// They run.
+    Running,
+    /// They were told to commit and stop.
+    Ending(End),
+    /// They were told to stop because one failed.
+    Stopping(Error),
+    /// They are made anew at this time, ns.
+    Pausing(u64),
+    /// Over.
+    Over,
+}
+
+/// The supervisor of one run.
+pub struct Supervisor<'g> {
+    graph: &'g Graph,
+    config: Config,
+    plan: Plan,
+    disk: Arc<dyn Disk>,
+    handle: Handle,
+    identity: JobIdentity,
+    store: Option<Store>,
+    newest: Option<Manifest>,
+    coordinator: Coordinator<PartRef>,
+    phase: Phase,
+    attempt: Attempt,
+    commands: Vec<Sender<Command>>,
+    events: (Sender<Event>, Receiver<Event>),
+    arrived: Option<Event>,
+    /// Workers of this attempt that have not stopped.
+    alive: usize,
+    failures: u32,
+    started_ns: u64,
+    report: Report,
+}
+
+/// What the state of this graph is of use for.
+fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
+    let mut lines = vec![format!("key groups: {KEY_GROUPS}")];
+    for (name, value) in &graph.parameters {
+        lines.push(format!("parameter {name}: {value}"));
+    }
+    let context = ReaderContext { disk: disk.clone() };
+    for operator in &graph.operators {
+        let detail = match &operator.build {
+            Build::Source { identity, .. } => identity(&context)?,
+            Build::Stage { .. } => String::new(),
+        };
+        lines.push(format!("operator '{}': {} {detail}", operator.name, operator.kind));
+    }
+    Ok(JobIdentity { name: graph.name.clone(), fingerprint: lines.join("\n") })
+}
+
+impl<'g> Supervisor<'g> {
+    /// Opens the job's snapshot directory, if it has one.
+    ///
+    /// # Errors
+    /// The input cannot be read, or the directory or the output cannot be used.
+    pub fn open(
+        graph: &'g Graph,
+        config: &Config,
+        disk: Arc<dyn Disk>,
+        handle: Handle,
+        notice: &mut dyn FnMut(Notice<'_>),
+    ) -> Result<Opened<'g>> {
+        let identity = identity_of(graph, &disk)?;
+        let (mut store, mut newest) = (None, None);
+        if let Some(snapshots) = &config.snapshots {
+            let opened =
+                Store::open(disk.clone(), &snapshots.directory, &identity, snapshots.retained)?;
+            opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
+            (store, newest) = (Some(opened.store), opened.newest);
+        }
+        let snapshots = config.snapshots.as_ref();
+        let coordinator = Coordinator::new(
+            config.workers,
+            snapshots.map(|snapshots| snapshots.interval.as_nanos() as u64),
+            snapshots.map_or(0, |snapshots| snapshots.timeout.as_nanos() as u64),
+        );
+        let histogram = || Histogram::new(3).expect("three digits are allowed");
+        let report = Report {
+            end: End::Complete,
+            restored: newest.as_ref().map(Manifest::id),
+            restarts: 0,
+            records: 0,
+            elapsed: Duration::ZERO,
+            cadence: coordinator.cadence(),
+            snapshot_ns: histogram(),
+            capture_ns: histogram(),
+        };
+        let mut supervisor = Self {
+            graph,
+            plan: Plan::new(graph, config.workers, config.ring_slots),
+            config: config.clone(),
+            disk,
+            handle,
+            identity,
+            store,
+            newest,
+            coordinator,
+            phase: Phase::Starting,
+            attempt: Attempt(0),
+            commands: Vec::new(),
+            events: channel(),
+            arrived: None,
+            alive: 0,
+            failures: 0,
+            started_ns: clock::now_ns(),
+            report,
+        };
+        if supervisor.newest.as_ref().is_some_and(|newest| newest.last) {
+            let entries = supervisor.load()?;
+            supervisor.recover_sinks(Some(&entries))?;
+            supervisor.report.end = End::AlreadyComplete;
+            return Ok(Opened::Complete(Box::new(supervisor.report)));
+        }
+        Ok(Opened::Ready(Box::new(supervisor)))
+    }
+
+    /// Does everything that can be done at `now_ns`.
+    pub fn turn(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Turn {
+        while let Some(event) = self.arrived.take().or_else(|| self.events.1.try_recv().ok()) {
+            self.hear(event, now_ns, notice);
+        }
+        match self.phase {
+            Phase::Starting => return self.start(now_ns, notice),
+            Phase::Pausing(until_ns) if now_ns < until_ns && !self.handle.is_stopped() => {
+                return Turn::Wait { until_ns: Some(until_ns) };
+            }
+            Phase::Pausing(_) => return self.start(now_ns, notice),
+            Phase::Running => {
+                if self.handle.is_stopped() {
+                    self.coordinator.stop(now_ns);
+                }
+                let actions = self.coordinator.tick(now_ns);
+                self.act(actions, notice);
+            }
+            Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
+        }
+        notice(Notice::Tick);
+        if self.alive == 0 {
+            match std::mem::replace(&mut self.phase, Phase::Over) {
+                Phase::Ending(end) => return Turn::Done(Ok(self.reported(end))),
+                Phase::Stopping(error) => return self.pause_or_fail(error, now_ns, notice),
+                phase => self.phase = phase,
+            }
+        }
+        Turn::Wait { until_ns: self.coordinator.wake_at_ns() }
+    }
+
+    /// Waits for an event, at most `time`.
+    pub fn wait(&mut self, time: Duration) {
+        self.arrived = match self.events.1.recv_timeout(time) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        };
+    }
+
+    fn start(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Turn {
+        match self.workers(now_ns, notice) {
+            Ok(workers) => {
+                self.alive = workers.len();
+                self.phase = Phase::Running;
+                Turn::Start(workers)
+            }
+            Err(error) => self.pause_or_fail(error, now_ns, notice),
+        }
+    }
+
+    fn pause_or_fail(
+        &mut self,
+        error: Error,
+        now_ns: u64,
+        notice: &mut dyn FnMut(Notice<'_>),
+    ) -> Turn {
+        let restarts = self.config.restarts;
+        self.failures += 1;
+        // Without snapshots there is nothing to go back to: output may have been published.
+        if self.store.is_none() || !error.is_retryable() || self.handle.is_stopped() {
+            self.phase = Phase::Over;
+            return Turn::Done(Err(error));
+        }
+        if self.failures > restarts.failures_max {
+            self.phase = Phase::Over;
+            let (failures, last) = (self.failures, Box::new(error));
+            return Turn::Done(Err(Error::RestartsExhausted { failures, last }));
+        }
+        let backoff = restarts.backoff * 2_u32.saturating_pow(self.failures - 1);
+        let after = backoff.min(restarts.backoff_max);
+        notice(Notice::Restarting { error: &error, after });
+        self.report.restarts += 1;
+        let until_ns = now_ns + after.as_nanos() as u64;
+        self.phase = Phase::Pausing(until_ns);
+        Turn::Wait { until_ns: Some(until_ns) }
+    }
+
+    /// The workers of a new attempt, restored.
+    fn workers(
+        &mut self,
+        now_ns: u64,
+        notice: &mut dyn FnMut(Notice<'_>),
+    ) -> Result<Vec<Worker>> {
+        self.attempt = Attempt(self.attempt.0 + 1);
+        let first = self.store.as_ref().map_or(SnapshotId(1), Store::next_snapshot);
+        let first = first.max(self.coordinator.next_snapshot());
+        let entries = self.newest.is_some().then(|| self.load()).transpose()?;
+        self.recover_sinks(entries.as_deref())?;
+        let instance = Instance {
+            disk: self.disk.clone(),
+            captured: SnapshotId(first.0 - 1),
+            transactional: self.store.is_some(),
+            records: self.handle.records.clone(),
+        };
+        let mut tasks = self.plan.instantiate(self.graph, &instance)?;
+        if let Some(entries) = &entries {
+            self.restore(&mut tasks, entries)?;
+            let id = self.newest.as_ref().map_or(SnapshotId(0), Manifest::id);
+            notice(Notice::Restored(id));
+        }
+        self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
+        self.commands.clear();
+        let mut workers = Vec::new();
+        for (index, tasks) in tasks.into_iter().enumerate() {
+            let (sender, receiver) = channel();
+            let id = WorkerId(index);
+            let store = self.store.as_ref();
+            let parts = store.map(|store| store.writer(id, self.attempt)).transpose()?;
+            let events = self.events.0.clone();
+            workers.push(Worker::new((id, self.attempt), tasks, parts, receiver, events));
+            self.commands.push(sender);
+        }
+        Ok(workers)
+    }
+
+    fn load(&self) -> Result<Vec<StateEntry>> {
+        let (Some(store), Some(newest)) = (&self.store, &self.newest) else { return Ok(Vec::new()) };
+        store.load(newest)
+    }
+
+    fn recover_sinks(&self, entries: Option<&[StateEntry]>) -> Result<()> {
+        for operator in &self.graph.operators {
+            let Build::Stage { recover: Some(recover), .. } = &operator.build else { continue };
+            let handles = entries.map(|entries| {
+                let mine = entries.iter().filter(|entry| entry.operator == operator.name);
+                mine.map(|entry| entry.bytes.clone()).collect::<Vec<_>>()
+            });
+            recover(handles.as_deref(), &*self.disk)?;
+        }
+        Ok(())
+    }
+
+    /// Gives each piece of state to the tasks that own it now.
+    fn restore(&self, tasks: &mut [Vec<Task>], entries: &[StateEntry]) -> Result<()> {
+        // Operator name -> (worker, place in the worker, subtask) of its tasks.
+        let mut homes: BTreeMap<&str, Vec<(usize, usize, usize)>> = BTreeMap::new();
+        let mut places = vec![0; self.plan.workers];
+        for planned in &self.plan.tasks {
+            let worker = planned.worker.0;
+            for operator in self.plan.chain(self.graph, planned.head) {
+                let home = (worker, places[worker], planned.subtask);
+                homes.entry(&self.graph.operators[operator].name).or_default().push(home);
+            }
+            places[worker] += 1;
+        }
+        for StateEntry { operator, slot, schema, bytes } in entries {
+            let user = operator.split('#').next().unwrap_or(operator);
+            let homes = homes.get(user).ok_or_else(|| Error::State {
+                operator: operator.clone(),
+                reason: "the job has no such operator".into(),
+            })?;
+            for &(worker, place, subtask) in homes {
+                let owns = match slot {
+                    StateSlot::KeyGroup(group) => group.owner(homes.len()) == subtask,
+                    StateSlot::Split(split) => *split as usize % homes.len() == subtask,
+                    StateSlot::Task(_) => true,
+                };
+                if owns {
+                    tasks[worker][place].restore(operator, *slot, *schema, bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, event: Event, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) {
+        let actions = match event {
+            Event::Acked { worker, attempt, snapshot, part } => {
+                self.coordinator.ack(worker, snapshot, attempt, part).1
+            }
+            Event::SnapshotFailed { attempt, snapshot, reason } => {
+                self.coordinator.failed(snapshot, attempt, reason, now_ns)
+            }
+            Event::TaskFinished(attempt) => {
+                self.coordinator.task_finished(attempt, now_ns);
+                Vec::new()
+            }
+            Event::Failed(_, attempt, error) if attempt == self.attempt => {
+                self.alive -= 1;
+                if !matches!(self.phase, Phase::Stopping(_)) {
+                    self.tell(Command::Stop);
+                    self.phase = Phase::Stopping(error);
+                }
+                Vec::new()
+            }
+            Event::Stopped(_, attempt, measured) if attempt == self.attempt => {
+                self.alive -= 1;
+                _ = self.report.capture_ns.add(&measured.capture_ns);
+                Vec::new()
+            }
+            Event::Failed(..) | Event::Stopped(..) => Vec::new(),
+        };
+        if matches!(self.phase, Phase::Running) {
+            self.act(actions, notice);
+        }
+    }
+
+    fn tell(&self, command: Command) {
+        // A worker that has stopped does not listen any more; its event says so.
+        self.commands.iter().for_each(|commands| _ = commands.send(command));
+    }
+
+    fn act(&mut self, actions: Vec<Action<PartRef>>, notice: &mut dyn FnMut(Notice<'_>)) {
+        let last = actions.iter().any(|action| matches!(action, Action::Finish { .. }));
+        for action in actions {
+            match action {
+                Action::Inject { snapshot, pause } => {
+                    self.tell(Command::Inject { snapshot, pause });
+                }
+                Action::Commit { snapshot, parts, last, triggered_ns } => {
+                    let followed = self.commit(snapshot, parts, last, triggered_ns);
+                    self.act(followed, notice);
+                }
+                Action::Complete { snapshot, duration_ns } => {
+                    self.failures = 0;
+                    self.report.snapshot_ns.saturating_record(duration_ns);
+                    self.tell(Command::Complete { snapshot, last });
+                    let took = Duration::from_nanos(duration_ns);
+                    notice(Notice::Completed { snapshot, took });
+                }
+                Action::Abort { snapshot, reason } => {
+                    self.tell(Command::Abort(snapshot));
+                    notice(Notice::Aborted { snapshot, reason: &reason });
+                }
+                Action::Finish { complete } => {
+                    if self.store.is_none() {
+                        self.tell(if complete { Command::CommitAll } else { Command::Stop });
+                    }
+                    let end = if complete { End::Complete } else { End::Stopped };
+                    self.phase = Phase::Ending(end);
+                }
+                Action::Fail(reason) => {
+                    self.tell(Command::Stop);
+                    let snapshot = self.coordinator.next_snapshot();
+                    self.phase = Phase::Stopping(Error::Snapshot { snapshot, reason });
+                }
+            }
+        }
+    }
+
+    fn commit(
+        &mut self,
+        snapshot: SnapshotId,
+        parts: Vec<PartRef>,
+        last: bool,
+        triggered_ns: u64,
+    ) -> Vec<Action<PartRef>> {
+        let store = self.store.as_mut().expect("there are snapshots");
+        let entry = |name: &String| OperatorEntry { name: name.clone(), schema: 1 };
+        let manifest = Manifest {
+            format: MANIFEST_FORMAT,
+            snapshot: snapshot.0,
+            generation: store.generation(),
+            attempt: self.attempt.0,
+            created_unix_ms: clock::unix_ms(),
+            job: self.identity.clone(),
+            last,
+            operators: self.graph.operators.iter().map(|o| entry(&o.name)).collect(),
+            parts,
+            notes: BTreeMap::from([(
+                "trigger_to_durable_parts_ns".into(),
+                clock::now_ns() - triggered_ns,
+            )]),
+        };
+        match store.commit(&manifest) {
+            Ok(()) => {
+                self.newest = Some(manifest);
+                let actions = self.coordinator.committed(snapshot, clock::now_ns());
+                // A failed collection leaves files behind that the next one finds.
+                _ = self.store.as_mut().expect("there are snapshots").collect();
+                actions
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.coordinator.failed(snapshot, self.attempt, reason, clock::now_ns())
+            }
+        }
+    }
+
+    fn reported(&mut self, end: End) -> Box<Report> {
+        let mut report = self.report.clone();
+        report.end = end;
+        report.records = self.handle.records.load(Ordering::Relaxed);
+        report.elapsed = Duration::from_nanos(clock::now_ns() - self.started_ns);
+        report.cadence = self.coordinator.cadence();
+        Box::new(report)
+    }
+}
