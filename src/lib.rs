@@ -23,3 +23,4 @@ pub mod plan;
 pub mod engine;
 pub mod doctor;
 pub mod workload;
+pub mod jobs;

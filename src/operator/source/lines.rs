@@ -5,7 +5,7 @@
 //! lost in a crash is not sent again. Restored, they go on with whatever comes next: at most once
 //! for that stretch of input, exactly once for everything else in the job.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 

@@ -1,0 +1,3 @@
+//! The jobs that come with tidegate: what the command line runs, what benchmarks measure.
+
+pub mod paper;
