@@ -179,9 +179,11 @@ impl Medium {
         self.files[&inode].cached.length
     }
 
-    pub(super) fn free_bytes(&self) -> u64 {
+    pub(super) fn free_bytes(&mut self) -> u64 {
+        let Some(capacity) = self.faults.capacity_bytes else { return u64::MAX };
+        self.drop_unnamed();
         let used: u64 = self.files.values().map(|file| file.charged_bytes).sum();
-        self.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(used))
+        capacity.saturating_sub(used)
     }
 
     pub(super) fn create_dir_all(&mut self, path: &Path) -> io::Result<()> {
