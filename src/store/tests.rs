@@ -13,7 +13,8 @@ use crate::error::Error;
 use crate::id::KeyGroup;
 
 const DIR: &str = "/snapshots";
-const SEGMENT_BYTES: u64 = 64 << 10;
+/// Room for two parts, so that short runs change segments too.
+const SEGMENT_BYTES: u64 = 8 << 10;
 
 fn job() -> JobIdentity {
     JobIdentity { name: "count".into(), fingerprint: "source\ncount\nsink".into() }

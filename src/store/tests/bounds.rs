@@ -86,7 +86,10 @@ fn after_a_failed_sync_the_segment_takes_no_further_part() {
         Faults { write_error: 10_000, ..Faults::default() },
     ] {
         let disk = MemoryDisk::new(3);
-        let mut running = Running::start(open(&disk).store).unwrap();
+        // Room for more than this test writes: only the failure may end the segment.
+        let limits = StoreLimits { segment_bytes: 1 << 20, ..limits() };
+        let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+        let mut running = Running::start(opened.store).unwrap();
         running.snapshot().unwrap();
         let good = running.write(SnapshotId(2)).unwrap().remove(0);
         let writer = &mut running.writers[0];

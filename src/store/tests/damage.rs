@@ -118,10 +118,12 @@ fn a_torn_newest_manifest_falls_back_with_a_message_and_stays_as_evidence() {
 #[test]
 fn a_missing_segment_falls_back_and_without_any_whole_snapshot_the_open_is_refused() {
     let (disk, newest) = after_snapshots(1, 3);
-    let manifest = show(&disk, Path::new(DIR), newest).unwrap();
-    for part in &manifest.parts {
-        disk.remove(&Path::new(DIR).join(&part.file)).unwrap();
-    }
+    let of = |id: SnapshotId| show(&disk, Path::new(DIR), id).unwrap().parts[0].file.clone();
+    let (older, newer) = (of(SnapshotId(newest.0 - 1)), of(newest));
+    assert_ne!(older, newer, "two parts fill a segment");
+    disk.remove(&Path::new(DIR).join(&newer)).unwrap();
+    assert_eq!(open(&disk).newest.unwrap().id().0, newest.0 - 1);
+    disk.remove(&Path::new(DIR).join(&older)).unwrap();
     let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
     let Error::NothingToRestore { reason, .. } = &error else { panic!("{error}") };
     assert!(
