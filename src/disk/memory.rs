@@ -8,14 +8,17 @@
 //! - A handle, lock or queue of before a [`MemoryDisk::crash`] belongs to a dead process: it fails
 //!   ever after and holds nothing.
 
+mod content;
 mod medium;
+mod random;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use self::medium::Faults;
-use self::medium::{Medium, Random};
+use self::medium::Medium;
+use self::random::Random;
 use super::{Completion, Disk, DiskLock, DiskQueue, FileHandle, Operation, Ticket};
 
 /// A disk in memory; clones share the medium.

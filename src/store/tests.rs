@@ -1,3 +1,216 @@
 //! The store on every disk, and what crashes and damage make of it.
 
+mod bounds;
+mod crash;
+mod damage;
+mod places;
+
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::disk::{Faults, MemoryDisk, ThreadDisk, UringDisk};
+use crate::error::Error;
+use crate::id::KeyGroup;
+
+const DIR: &str = "/snapshots";
+/// Room for two parts, so that short runs change segments too.
+const SEGMENT_BYTES: u64 = 8 << 10;
+
+fn job() -> JobIdentity {
+    JobIdentity { name: "count".into(), fingerprint: "source\ncount\nsink".into() }
+}
+
+fn limits() -> StoreLimits {
+    StoreLimits { retention: 2, segment_bytes: SEGMENT_BYTES }
+}
+
+fn try_open(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Opened> {
+    Store::open_with(disk.clone(), dir, &job(), limits())
+}
+
+fn open(disk: &MemoryDisk) -> Opened {
+    try_open(&shared(disk), Path::new(DIR)).unwrap()
+}
+
+fn shared(disk: &MemoryDisk) -> Arc<dyn Disk> {
+    Arc::new(disk.clone())
+}
+
+/// The state that worker `worker` has in snapshot `id`: says which snapshot it is of.
+fn state(id: SnapshotId, worker: usize) -> Vec<u8> {
+    format!("state of worker {worker} in snapshot {id};").into_bytes().repeat(6)
+}
+
+/// A store and two writers, as a running job has them.
+struct Running {
+    store: Store,
+    writers: Vec<PartWriter>,
+}
+
+impl Running {
+    fn start(store: Store) -> Result<Self> {
+        let writers = (0..2).map(|worker| store.writer(WorkerId(worker), Attempt(1)));
+        let writers = writers.collect::<Result<_>>()?;
+        Ok(Self { store, writers })
+    }
+
+    /// Writes and commits one snapshot, then collects.
+    fn snapshot(&mut self) -> Result<SnapshotId> {
+        let id = self.store.next_snapshot();
+        let parts = self.write(id)?;
+        self.store.commit(&self.manifest(id, parts))?;
+        self.store.collect()?;
+        Ok(id)
+    }
+
+    fn snapshots(&mut self, count: usize) {
+        for _ in 0..count {
+            self.snapshot().unwrap();
+        }
+    }
+
+    fn write(&mut self, id: SnapshotId) -> Result<Vec<PartRef>> {
+        for (worker, writer) in self.writers.iter_mut().enumerate() {
+            writer.begin(id);
+            append_state(writer, id, worker);
+            writer.finish()?;
+        }
+        self.writers.iter_mut().map(|writer| wait(writer).remove(0).1).collect()
+    }
+
+    fn manifest(&self, id: SnapshotId, parts: Vec<PartRef>) -> Manifest {
+        Manifest {
+            format: MANIFEST_FORMAT,
+            snapshot: id.0,
+            generation: self.store.generation(),
+            attempt: 1,
+            created_unix_ms: 1_000,
+            job: job(),
+            last: false,
+            operators: vec![OperatorEntry { name: "count".into(), schema: 3 }],
+            parts,
+            notes: BTreeMap::from([("duration_us".into(), 12)]),
+        }
+    }
+}
+
+fn append_state(writer: &mut PartWriter, id: SnapshotId, worker: usize) {
+    writer.append("count", StateSlot::KeyGroup(KeyGroup(worker as u32)), 3, &state(id, worker));
+    writer.append_with("source", StateSlot::Split(worker as u32), 1, |out| {
+        out.extend_from_slice(&id.0.to_le_bytes());
+    });
+}
+
+/// Polls until nothing is in flight.
+fn wait(writer: &mut PartWriter) -> Vec<(SnapshotId, Result<PartRef>)> {
+    let mut parts = Vec::new();
+    while writer.in_flight() > 0 {
+        parts.extend(writer.poll());
+        std::thread::yield_now();
+    }
+    parts
+}
+
+/// Checks that the state in the manifest is all of that snapshot.
+fn check_state(store: &Store, manifest: &Manifest) {
+    let id = manifest.id();
+    let entries = store.load(manifest).unwrap();
+    assert_eq!(entries.len(), 4);
+    for (worker, pair) in entries.chunks(2).enumerate() {
+        let slot = StateSlot::KeyGroup(KeyGroup(worker as u32));
+        let bytes = state(id, worker);
+        assert_eq!(pair[0], StateEntry { operator: "count".into(), slot, schema: 3, bytes });
+        let (slot, bytes) = (StateSlot::Split(worker as u32), id.0.to_le_bytes().to_vec());
+        assert_eq!(pair[1], StateEntry { operator: "source".into(), slot, schema: 1, bytes });
+    }
+}
+
+/// A medium on which a job ran for this many snapshots and stopped.
+fn after_snapshots(seed: u64, count: usize) -> (MemoryDisk, SnapshotId) {
+    let disk = MemoryDisk::new(seed);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let ids: Vec<SnapshotId> = (0..count).map(|_| running.snapshot().unwrap()).collect();
+    (disk, *ids.last().unwrap())
+}
+
+#[test]
+fn what_was_committed_is_restored_on_every_disk() {
+    let system = tempfile::tempdir().unwrap();
+    let mut disks: Vec<(Arc<dyn Disk>, PathBuf)> = vec![
+        (Arc::new(ThreadDisk::new()), system.path().join("deep/thread")),
+        (Arc::new(MemoryDisk::new(3)), PathBuf::from(DIR)),
+    ];
+    if UringDisk::new().queue(1).is_ok() {
+        disks.push((Arc::new(UringDisk::new()), system.path().join("deep/ring")));
+    }
+    for (disk, dir) in disks {
+        let opened = try_open(&disk, &dir).unwrap();
+        assert_eq!((opened.newest, opened.warnings.len()), (None, 0));
+        assert_eq!(opened.store.next_snapshot(), SnapshotId(1));
+        let mut running = Running::start(opened.store).unwrap();
+        for _ in 0..50 {
+            running.snapshot().unwrap();
+        }
+        drop(running);
+        let opened = try_open(&disk, &dir).unwrap();
+        assert_eq!(opened.warnings, Vec::<String>::new());
+        assert_eq!(opened.store.generation(), 2);
+        assert!(opened.store.next_snapshot() > SnapshotId(50 + 4));
+        let newest = opened.newest.unwrap();
+        assert_eq!(newest.id(), SnapshotId(50));
+        check_state(&opened.store, &newest);
+        assert_eq!(show(&*disk, &dir, newest.id()).unwrap(), newest);
+        let report = verify(&*disk, &dir).unwrap();
+        assert!(report.is_whole(), "{:?}", report.problems);
+        assert_eq!(report.snapshots.len(), 2);
+        assert_eq!((report.job, report.generation), (Some(job()), Some(2)));
+    }
+}
+
+#[test]
+fn ids_are_not_used_twice_though_nothing_was_committed() {
+    let disk = MemoryDisk::new(1);
+    let mut last = SnapshotId(0);
+    for _ in 0..5 {
+        let store = open(&disk).store;
+        assert!(store.next_snapshot() > last, "the process before may have used {last}");
+        last = SnapshotId(store.next_snapshot().0 + UNCOMMITTED_SNAPSHOTS_MAX - 1);
+    }
+}
+
+#[test]
+fn parts_of_several_snapshots_are_built_side_by_side() {
+    let disk = MemoryDisk::new(4);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let (first, second) = (SnapshotId(1), SnapshotId(2));
+    let writer = &mut running.writers[0];
+    writer.begin(first);
+    writer.append("a", StateSlot::Task(0), 1, b"first");
+    writer.begin(second);
+    writer.append("a", StateSlot::Task(0), 1, b"second");
+    writer.begin(first);
+    writer.append("b", StateSlot::Task(1), 1, b"more of the first");
+    writer.finish().unwrap();
+    writer.finish().unwrap();
+    let parts = wait(writer);
+    assert_eq!(parts.iter().map(|part| part.0).collect::<Vec<_>>(), [first, second]);
+    let parts: Vec<PartRef> = parts.into_iter().map(|part| part.1.unwrap()).collect();
+    assert!(parts.iter().all(|part| part.offset.is_multiple_of(4096)));
+    let manifest = running.manifest(first, vec![parts[0].clone()]);
+    let entries = running.store.load(&manifest).unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.operator.as_str()).collect::<String>(), "ab");
+}
+
+#[test]
+fn a_worker_without_state_has_an_empty_part() {
+    let disk = MemoryDisk::new(4);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.writers[0].begin(SnapshotId(1));
+    running.writers[0].finish().unwrap();
+    let part = wait(&mut running.writers[0]).remove(0).1.unwrap();
+    assert_eq!((part.bytes, part.frames), (0, 0));
+    let manifest = running.manifest(SnapshotId(1), vec![part]);
+    running.store.commit(&manifest).unwrap();
+    drop(running);
+    assert_eq!(open(&disk).newest.unwrap(), manifest);
+}

@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-const SECTOR_BYTES: usize = 512;
+use super::content::{File, Survival};
+use super::random::Random;
 
 /// What goes wrong on a [`MemoryDisk`](super::MemoryDisk). Chances are in 1 of 10,000 operations.
 #[derive(Clone, Debug, Default)]
@@ -35,46 +36,6 @@ pub struct Faults {
     /// reaches the cache and is answered with an error, and so is everything behind it until
     /// [`crash`](super::MemoryDisk::crash).
     pub power_lost_after: Option<u64>,
-}
-
-/// SplitMix64: small, seedable, good enough to choose faults.
-#[derive(Clone, Debug)]
-pub(super) struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number from 0 to `bound` - 1.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub(super) fn split(&mut self) -> Self {
-        Self(self.next())
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct Image {
-    sectors: BTreeMap<u64, Box<[u8; SECTOR_BYTES]>>,
-    length: u64,
-}
-
-#[derive(Debug, Default)]
-struct File {
-    cached: Image,
-    durable: Image,
-    dirty: BTreeSet<u64>,
-    length_dirty: bool,
-    /// Space taken, to the end of what was ever written or set aside.
-    charged_bytes: u64,
-    /// Counts open handles.
-    handles: Arc<()>,
 }
 
 #[derive(Clone, Debug)]
@@ -114,7 +75,7 @@ enum Power {
 impl Medium {
     pub(super) fn new(seed: u64) -> Self {
         Self {
-            random: Random(seed),
+            random: Random::new(seed),
             faults: Faults::default(),
             operations: 0,
             power_ends: None,
@@ -179,9 +140,11 @@ impl Medium {
         self.files[&inode].cached.length
     }
 
-    pub(super) fn free_bytes(&self) -> u64 {
+    pub(super) fn free_bytes(&mut self) -> u64 {
+        let Some(capacity) = self.faults.capacity_bytes else { return u64::MAX };
+        self.drop_unnamed();
         let used: u64 = self.files.values().map(|file| file.charged_bytes).sum();
-        self.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(used))
+        capacity.saturating_sub(used)
     }
 
     pub(super) fn create_dir_all(&mut self, path: &Path) -> io::Result<()> {
@@ -416,117 +379,4 @@ fn answer<T>(power: Power, value: T) -> io::Result<T> {
 
 fn power_lost() -> io::Error {
     io::Error::other("the power of the disk in memory was lost")
-}
-
-/// How much of what was not synced survives a crash.
-#[derive(Clone, Copy)]
-enum Survival {
-    None,
-    All,
-    Any,
-}
-
-impl Survival {
-    fn draw(random: &mut Random) -> Self {
-        match random.below(4) {
-            0 => Self::None,
-            1 => Self::All,
-            _ => Self::Any,
-        }
-    }
-
-    fn one(self, random: &mut Random) -> bool {
-        match self {
-            Self::None => false,
-            Self::All => true,
-            Self::Any => random.below(2) == 0,
-        }
-    }
-}
-
-impl File {
-    fn write(&mut self, bytes: &[u8], offset: u64) {
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = offset as usize + done;
-            let (sector, start) = ((at / SECTOR_BYTES) as u64, at % SECTOR_BYTES);
-            let length = (SECTOR_BYTES - start).min(bytes.len() - done);
-            let content =
-                self.cached.sectors.entry(sector).or_insert_with(|| Box::new([0; SECTOR_BYTES]));
-            content[start..start + length].copy_from_slice(&bytes[done..done + length]);
-            self.dirty.insert(sector);
-            done += length;
-        }
-        let end = offset + bytes.len() as u64;
-        self.charged_bytes = self.charged_bytes.max(end);
-        if end > self.cached.length {
-            self.cached.length = end;
-            self.length_dirty = true;
-        }
-    }
-
-    fn set_len(&mut self, bytes: u64) {
-        self.cached.cut(bytes);
-        self.length_dirty = true;
-    }
-
-    fn sync(&mut self) {
-        for sector in std::mem::take(&mut self.dirty) {
-            self.keep(sector);
-        }
-        if std::mem::take(&mut self.length_dirty) {
-            self.durable.cut(self.cached.length);
-        }
-    }
-
-    /// Makes one sector durable.
-    fn keep(&mut self, sector: u64) {
-        if let Some(content) = self.cached.sectors.get(&sector) {
-            self.durable.sectors.insert(sector, content.clone());
-        }
-    }
-
-    fn crash(&mut self, random: &mut Random) {
-        let keeps = Survival::draw(random);
-        for sector in std::mem::take(&mut self.dirty) {
-            if keeps.one(random) {
-                self.keep(sector);
-            }
-        }
-        if std::mem::take(&mut self.length_dirty) && keeps.one(random) {
-            self.durable.cut(self.cached.length);
-        }
-        self.durable.cut(self.durable.length);
-        self.cached = self.durable.clone();
-        self.handles = Arc::default();
-    }
-}
-
-impl Image {
-    fn read(&self, bytes: &mut [u8], offset: u64) -> usize {
-        let length = self.length.saturating_sub(offset).min(bytes.len() as u64) as usize;
-        let mut done = 0;
-        while done < length {
-            let at = offset as usize + done;
-            let (sector, start) = ((at / SECTOR_BYTES) as u64, at % SECTOR_BYTES);
-            let part = &mut bytes[done..length.min(done + SECTOR_BYTES - start)];
-            match self.sectors.get(&sector) {
-                Some(content) => part.copy_from_slice(&content[start..start + part.len()]),
-                None => part.fill(0),
-            }
-            done += part.len();
-        }
-        length
-    }
-
-    /// Sets the length; what is cut off reads as zeros if the file grows again.
-    fn cut(&mut self, length: u64) {
-        self.length = length;
-        let (sector, start) =
-            (length / SECTOR_BYTES as u64, (length % SECTOR_BYTES as u64) as usize);
-        self.sectors.split_off(&(sector + 1));
-        if let Some(content) = self.sectors.get_mut(&sector) {
-            content[start..].fill(0);
-        }
-    }
 }

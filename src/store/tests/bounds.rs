@@ -1,0 +1,188 @@
+//! Retention, collection, segments: what is deleted, what never is, and what is never reused.
+
+use super::*;
+
+fn part_files(disk: &MemoryDisk) -> Vec<String> {
+    let mut names = disk.list(Path::new(DIR)).unwrap();
+    names.retain(|name| name.ends_with(".part"));
+    names
+}
+
+#[test]
+fn collection_keeps_what_retention_asks_for_and_never_deletes_what_a_manifest_names() {
+    let disk = MemoryDisk::new(2);
+    let limits = StoreLimits { retention: 5, ..limits() };
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+    let mut running = Running::start(opened.store).unwrap();
+    for n in 1..=200 {
+        running.snapshot().unwrap();
+        let report = verify(&disk, Path::new(DIR)).unwrap();
+        assert!(report.is_whole(), "{:?}", report.problems);
+        assert_eq!(report.snapshots.len(), n.min(5));
+    }
+    let files = part_files(&disk).len();
+    assert!(files <= 8, "two workers with two open segments and a spare each, not {files}");
+    assert_eq!(list(&disk, Path::new(DIR)).unwrap().last().unwrap().snapshot, 200);
+}
+
+#[test]
+fn at_least_two_snapshots_are_kept() {
+    let disk = MemoryDisk::new(2);
+    let limits = StoreLimits { retention: 0, ..limits() };
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+    let mut running = Running::start(opened.store).unwrap();
+    running.snapshots(5);
+    assert_eq!(list(&disk, Path::new(DIR)).unwrap().len(), 2);
+}
+
+#[test]
+fn a_part_that_an_incremental_snapshot_still_names_is_kept() {
+    let disk = MemoryDisk::new(2);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let base = running.write(SnapshotId(1)).unwrap();
+    running.store.commit(&running.manifest(SnapshotId(1), base.clone())).unwrap();
+    for id in 2..100 {
+        let mut parts = running.write(SnapshotId(id)).unwrap();
+        parts.extend(base.clone());
+        running.store.commit(&running.manifest(SnapshotId(id), parts)).unwrap();
+        running.store.collect().unwrap();
+    }
+    assert!(verify(&disk, Path::new(DIR)).unwrap().is_whole());
+    assert!(part_files(&disk).contains(&base[0].file));
+}
+
+#[test]
+fn a_part_of_a_snapshot_not_committed_yet_is_kept_though_its_segment_was_left() {
+    let disk = MemoryDisk::new(2);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let early = running.write(SnapshotId(1)).unwrap();
+    let later = running.write(SnapshotId(2)).unwrap();
+    running.store.commit(&running.manifest(SnapshotId(1), early)).unwrap();
+    running.writers.clear();
+    running.store.collect().unwrap();
+    running.store.commit(&running.manifest(SnapshotId(2), later)).unwrap();
+    assert!(verify(&disk, Path::new(DIR)).unwrap().is_whole());
+}
+
+#[test]
+fn what_a_crashed_process_left_is_collected_by_the_next() {
+    let (disk, _) = after_snapshots(2, 2);
+    disk.crash();
+    for _ in 0..4 {
+        // Each start makes segments and dies before it commits.
+        drop(Running::start(open(&disk).store).unwrap());
+        disk.crash();
+    }
+    assert!(part_files(&disk).len() > 8);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(4);
+    assert!(part_files(&disk).len() <= 6, "{:?}", part_files(&disk));
+}
+
+#[test]
+fn after_a_failed_sync_the_segment_takes_no_further_part() {
+    for faults in [
+        Faults { sync_error: 10_000, ..Faults::default() },
+        Faults { write_error: 10_000, ..Faults::default() },
+    ] {
+        let disk = MemoryDisk::new(3);
+        // Room for more than this test writes: only the failure may end the segment.
+        let limits = StoreLimits { segment_bytes: 1 << 20, ..limits() };
+        let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+        let mut running = Running::start(opened.store).unwrap();
+        running.snapshot().unwrap();
+        let good = running.write(SnapshotId(2)).unwrap().remove(0);
+        let writer = &mut running.writers[0];
+        disk.set_faults(faults);
+        writer.begin(SnapshotId(3));
+        append_state(writer, SnapshotId(3), 0);
+        writer.finish().unwrap();
+        let (id, result) = wait(writer).remove(0);
+        let error = result.unwrap_err();
+        assert_eq!(id, SnapshotId(3));
+        assert!(matches!(error, Error::Snapshot { .. }) && error.to_string().contains(&good.file));
+        disk.set_faults(Faults::default());
+        let next = running.write(SnapshotId(4)).unwrap().remove(0);
+        assert_ne!(next.file, good.file);
+        disk.crash();
+    }
+}
+
+#[test]
+fn parts_queue_behind_the_one_being_written_up_to_a_bound() {
+    let disk = MemoryDisk::new(3);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let writer = &mut running.writers[0];
+    for id in 1..=PARTS_MAX as u64 + 1 {
+        writer.begin(SnapshotId(id));
+        append_state(writer, SnapshotId(id), 0);
+        let finished = writer.finish();
+        assert_eq!(finished.is_ok(), id <= PARTS_MAX as u64, "snapshot {id}");
+    }
+    assert_eq!(writer.in_flight(), PARTS_MAX);
+    writer.abandon(SnapshotId(1));
+    writer.abandon(SnapshotId(3));
+    let ids: Vec<u64> = wait(writer).into_iter().map(|part| part.0.0).collect();
+    assert_eq!(ids, [2, 4]);
+}
+
+#[test]
+fn a_part_larger_than_a_segment_gets_one_of_its_own() {
+    let disk = MemoryDisk::new(3);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let large = vec![7; 3 * SEGMENT_BYTES as usize];
+    let writer = &mut running.writers[0];
+    writer.begin(SnapshotId(1));
+    writer.append("large", StateSlot::Task(0), 1, &large);
+    writer.finish().unwrap();
+    let part = wait(writer).remove(0).1.unwrap();
+    let manifest = running.manifest(SnapshotId(1), vec![part]);
+    running.store.commit(&manifest).unwrap();
+    assert_eq!(running.store.load(&manifest).unwrap()[0].bytes, large);
+}
+
+#[test]
+fn a_full_disk_fails_the_snapshot_and_says_so_and_room_mends_it() {
+    let disk = MemoryDisk::new(3);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshot().unwrap();
+    disk.set_faults(Faults { capacity_bytes: Some(0), ..Faults::default() });
+    let error = loop {
+        // Segments are preallocated, so the disk is felt full only by a new file.
+        let id = running.store.next_snapshot();
+        let commit =
+            running.write(id).and_then(|parts| running.store.commit(&running.manifest(id, parts)));
+        if let Err(error) = commit {
+            break error;
+        }
+    };
+    assert!(matches!(error, Error::Snapshot { .. }), "{error}");
+    assert!(error.to_string().contains("make room"), "{error}");
+    disk.set_faults(Faults::default());
+    running.writers.iter_mut().for_each(|writer| drop(wait(writer)));
+    let id = running.snapshot().unwrap();
+    drop(running);
+    assert_eq!(open(&disk).newest.unwrap().id(), id);
+}
+
+#[test]
+fn short_writes_make_no_difference() {
+    let disk = MemoryDisk::new(3);
+    disk.set_faults(Faults { short_write: 9_000, ..Faults::default() });
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let id = (0..20).map(|_| running.snapshot().unwrap()).last().unwrap();
+    disk.crash();
+    let opened = open(&disk);
+    assert_eq!(opened.newest.as_ref().unwrap().id(), id);
+    check_state(&opened.store, &opened.newest.unwrap());
+}
+
+#[test]
+#[should_panic(expected = "commit of snapshot 1, the next is 2")]
+fn an_id_that_does_not_rise_is_a_broken_promise() {
+    let disk = MemoryDisk::new(3);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshot().unwrap();
+    let manifest = running.manifest(SnapshotId(1), Vec::new());
+    let _ = running.store.commit(&manifest);
+}

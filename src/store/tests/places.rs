@@ -1,0 +1,104 @@
+//! Directories that are not what they should be, and directories that others have.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn refusal(dir: &Path) -> Error {
+    let disk: Arc<dyn Disk> = Arc::new(ThreadDisk::new());
+    try_open(&disk, dir).err().unwrap_or_else(|| panic!("{} was opened", dir.display()))
+}
+
+#[test]
+fn the_second_process_is_told_who_has_the_directory_and_reading_needs_no_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(ThreadDisk::new());
+    let first = try_open(&disk, dir.path()).unwrap();
+    let error = refusal(dir.path());
+    assert!(matches!(error, Error::Locked { pid: Some(pid), .. } if pid == std::process::id()));
+    assert!(verify(&*disk, dir.path()).unwrap().is_whole());
+    drop(first);
+    assert!(try_open(&disk, dir.path()).is_ok());
+}
+
+#[test]
+fn another_job_is_told_what_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(ThreadDisk::new());
+    drop(try_open(&disk, dir.path()).unwrap());
+    let difference = |job: JobIdentity| match Store::open(disk.clone(), dir.path(), &job, 2) {
+        Err(Error::OtherJob { difference, .. }) => difference,
+        _ => panic!("another job was let in"),
+    };
+    let other = JobIdentity { name: "sum".into(), ..job() };
+    assert_eq!(difference(other), "found job 'count', expected 'sum'");
+    let other = JobIdentity { fingerprint: "source\nsum\nsink".into(), ..job() };
+    assert_eq!(difference(other), "found 'count', expected 'sum'");
+    let other = JobIdentity { fingerprint: "source\ncount".into(), ..job() };
+    assert_eq!(difference(other), "found 'sink', expected nothing");
+}
+
+#[test]
+fn a_file_a_foreign_directory_and_a_lost_identity_are_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    assert!(matches!(refusal(&file), Error::Output { .. }));
+    assert!(matches!(refusal(&file.join("below")), Error::Output { .. }));
+    let error = refusal(dir.path());
+    assert!(error.to_string().contains("'file'"), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
+
+    let (disk, _) = after_snapshots(1, 2);
+    disk.remove(&Path::new(DIR).join("JOB")).unwrap();
+    let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[test]
+fn foreign_files_in_a_directory_of_ours_are_left_alone() {
+    let (disk, _) = after_snapshots(1, 2);
+    disk.create_new(&Path::new(DIR).join("notes.txt")).unwrap();
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(5);
+    assert!(disk.list(Path::new(DIR)).unwrap().contains(&"notes.txt".to_owned()));
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_refused_with_a_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = dir.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(closed.join("probe"), "").is_ok() {
+        eprintln!("not tested: this user may write everywhere");
+        return;
+    }
+    let error = refusal(&closed).to_string();
+    assert!(error.contains("name another snapshot directory"), "{error}");
+}
+
+#[test]
+fn a_full_disk_at_the_start_is_refused_with_a_way_out() {
+    let disk = MemoryDisk::new(1);
+    disk.set_faults(Faults { capacity_bytes: Some(600), ..Faults::default() });
+    let error = try_open(&shared(&disk), Path::new(DIR))
+        .and_then(|opened| opened.store.writer(WorkerId(0), Attempt(1)).map(drop));
+    assert!(error.unwrap_err().to_string().contains("make room"));
+}
+
+#[test]
+fn a_process_whose_lock_file_was_deleted_cannot_commit_over_its_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(ThreadDisk::new());
+    let mut stale = Running::start(try_open(&disk, dir.path()).unwrap().store).unwrap();
+    stale.snapshot().unwrap();
+    fs::remove_file(dir.path().join("LOCK")).unwrap();
+    let mut successor = Running::start(try_open(&disk, dir.path()).unwrap().store).unwrap();
+    let error = stale.snapshot().unwrap_err();
+    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    let id = successor.snapshot().unwrap();
+    drop((stale, successor));
+    assert_eq!(try_open(&disk, dir.path()).unwrap().newest.unwrap().id(), id);
+}
