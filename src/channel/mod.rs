@@ -38,6 +38,8 @@
 
 mod consumer;
 mod lent;
+#[cfg(all(test, tidegate_loom))]
+mod loom;
 mod producer;
 mod shared;
 mod slots;
