@@ -190,7 +190,12 @@ impl<'g> Supervisor<'g> {
             Phase::Pausing(until_ns) if now_ns < until_ns && !self.handle.is_stopped() => {
                 return Turn::Wait { until_ns: Some(until_ns) };
             }
-            Phase::Pausing(_) => return self.start(now_ns, notice),
+            Phase::Pausing(_) => {
+                return match self.reopen(notice) {
+                    Ok(()) => self.start(now_ns, notice),
+                    Err(error) => self.pause_or_fail(error, now_ns, notice),
+                };
+            }
             Phase::Running => {
                 if self.handle.is_stopped() {
                     self.coordinator.stop(now_ns);
@@ -239,7 +244,8 @@ impl<'g> Supervisor<'g> {
         let restarts = self.config.restarts;
         self.failures += 1;
         // Without snapshots there is nothing to go back to: output may have been published.
-        if self.store.is_none() || !error.is_retryable() || self.handle.is_stopped() {
+        let takes_snapshots = self.config.snapshots.is_some();
+        if !takes_snapshots || !error.is_retryable() || self.handle.is_stopped() {
             self.phase = Phase::Over;
             return Turn::Done(Err(error));
         }
@@ -271,7 +277,7 @@ impl<'g> Supervisor<'g> {
         let instance = Instance {
             disk: self.disk.clone(),
             captured: SnapshotId(first.0 - 1),
-            transactional: self.store.is_some(),
+            transactional: self.config.snapshots.is_some(),
             records: self.handle.records.clone(),
         };
         let mut tasks = self.plan.instantiate(self.graph, &instance)?;
@@ -452,11 +458,29 @@ impl<'g> Supervisor<'g> {
                 _ = self.store.as_mut().expect("there are snapshots").collect();
                 actions
             }
-            Err(error) => {
-                let reason = error.to_string();
+            Err(Error::Snapshot { reason, .. }) => {
                 self.coordinator.failed(snapshot, self.attempt, reason, clock::now_ns())
             }
+            Err(error) => {
+                // Whether the manifest is durable is not known, so sinks may neither commit nor
+                // give up: only a restore from what the directory then holds can tell.
+                self.tell(Command::Stop);
+                self.phase = Phase::Stopping(error);
+                Vec::new()
+            }
         }
+    }
+
+    /// Opens the directory again: after a commit whose outcome is not known it says what holds.
+    fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
+        let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
+        self.store = None; // gives up the lock
+        let directory = &snapshots.directory;
+        let opened =
+            Store::open(self.disk.clone(), directory, &self.identity, snapshots.retained)?;
+        opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
+        (self.store, self.newest) = (Some(opened.store), opened.newest);
+        Ok(())
     }
 
     fn reported(&mut self, end: End) -> Box<Report> {
