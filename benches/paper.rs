@@ -142,22 +142,35 @@ fn thread(
             sent = true;
         }
         for _ in 0..4 {
-            worked |= stage(&mut first, &mut sums, Some(&mut second), |r| r.0, || 0, |key, sum, r| {
-                *sum += r.1;
-                (key2(key), (key2(key), *sum))
-            });
+            worked |= stage(
+                &mut first,
+                &mut sums,
+                Some(&mut second),
+                |r| r.0,
+                || 0,
+                |key, sum, r| {
+                    *sum += r.1;
+                    (key2(key), (key2(key), *sum))
+                },
+            );
         }
         if first.ended == threads && !summed {
             second.end();
             summed = true;
         }
         for _ in 0..4 {
-            worked |=
-                stage(&mut second, &mut counts, Some(&mut third), |r| r.0, || (0, 0), |key, v, r| {
+            worked |= stage(
+                &mut second,
+                &mut counts,
+                Some(&mut third),
+                |r| r.0,
+                || (0, 0),
+                |key, v, r| {
                     v.0 += 1;
                     v.1 = v.1.max(r.1);
                     (key3(key), (key3(key), v.0, v.1))
-                });
+                },
+            );
         }
         if second.ended == threads && !counted {
             third.end();
@@ -165,11 +178,18 @@ fn thread(
         }
         for _ in 0..4 {
             let none: Option<&mut Shuffle<()>> = None;
-            worked |= stage(&mut third, &mut totals, none, |r| r.0, || 0, |key, total, r| {
-                *total = total.wrapping_add(r.1).wrapping_add(r.2);
-                checksum = checksum.wrapping_add(checksum_term(key, *total));
-                (0, ())
-            });
+            worked |= stage(
+                &mut third,
+                &mut totals,
+                none,
+                |r| r.0,
+                || 0,
+                |key, total, r| {
+                    *total = total.wrapping_add(r.1).wrapping_add(r.2);
+                    checksum = checksum.wrapping_add(checksum_term(key, *total));
+                    (0, ())
+                },
+            );
         }
         if !worked {
             std::hint::spin_loop();

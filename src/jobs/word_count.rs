@@ -95,7 +95,9 @@ impl WordCount {
             None => lines,
         };
         let words = lines
-            .flat_map_into("split", |line: Vec<u8>, out| out.extend(words(&line).map(Word::from_slice)))
+            .flat_map_into("split", |line: Vec<u8>, out| {
+                out.extend(words(&line).map(Word::from_slice))
+            })
             .key_by_ref(|word: &Word| word);
         let count = |count: &mut u64, _| *count += 1;
         let counts = match self.emit {

@@ -50,7 +50,9 @@ impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
         disk.open_read(&path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
         let length = disk.len(&path).map_err(|error| refuse(format!("no length: {error}")))?;
         if length == 0 {
-            return Err(refuse("it is empty (or not a regular file); there is nothing to do".into()));
+            return Err(refuse(
+                "it is empty (or not a regular file); there is nothing to do".into(),
+            ));
         }
         Ok(Self { path, length, decode: Arc::new(whole_line), record: PhantomData })
     }
@@ -213,7 +215,10 @@ impl<D> RangeReader<D> {
         let Some((_, chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
         let chunk = chunk.take().expect("matched above");
         if chunk.is_empty() {
-            return Err(self.failed(format!("it ended before byte {}; was it cut short while the job ran?", self.file_end)));
+            return Err(self.failed(format!(
+                "it ended before byte {}; was it cut short while the job ran?",
+                self.file_end
+            )));
         }
         self.done.pop_front();
         self.lines.put(chunk);
