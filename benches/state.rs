@@ -1,11 +1,11 @@
 //! Updates of keyed state: the paged table against a flat open-addressed table and hashbrown, and the
 //! cost of capturing a version meanwhile. Each contender's answer is checked before it is timed;
-//! rounds are interleaved and medians reported, with ratios to the flat table.
+//! rounds are interleaved and medians reported, with ratios to the flat table. Time is this thread's CPU
+//! time, so that neighbours on a shared machine do not count; also of the longest steps.
 //!
 //! `cargo bench --bench state [filter]`; `cargo test --bench state` runs everything small.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
@@ -15,6 +15,20 @@ use tidegate::state::{Drained, KeyedTable, OperatorState, StateWriter};
 
 /// Records per batch: prefetched together, then updated.
 const BATCH: usize = 128;
+
+/// A moment in this thread's CPU time.
+struct Start(rustix::time::Timespec);
+
+impl Start {
+    fn now() -> Self {
+        Self(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime))
+    }
+
+    fn elapsed_ns(&self) -> f64 {
+        let passed = Self::now().0 - self.0;
+        passed.tv_sec as f64 * 1e9 + passed.tv_nsec as f64
+    }
+}
 
 /// What is measured: adds 1 to the count of every key of a batch.
 trait Counter {
@@ -188,9 +202,9 @@ fn compare(keys: usize, records: usize, rounds: usize, is_skewed: bool) {
     let mut times = [const { Vec::new() }; 4];
     for _ in 0..rounds {
         for ((_, counter), times) in contenders.iter_mut().zip(&mut times) {
-            let start = Instant::now();
+            let start = Start::now();
             records.chunks(BATCH).for_each(|batch| counter.update(black_box(batch)));
-            times.push(start.elapsed().as_nanos() as f64 / records.len() as f64);
+            times.push(start.elapsed_ns() / records.len() as f64);
         }
     }
     println!("{keys} keys, {}: per update", if is_skewed { "skewed" } else { "uniform" });
@@ -211,24 +225,24 @@ fn capture(keys: usize, records: usize, rounds: usize, budget_bytes: usize) {
     let mut longest = [0.0f64; 2];
     let mut sink = Sink::default();
     for round in 0..rounds {
-        let start = Instant::now();
+        let start = Start::now();
         records.chunks(BATCH).for_each(|batch| table.update(batch));
-        plain.push(start.elapsed().as_nanos() as f64 / records.len() as f64);
+        plain.push(start.elapsed_ns() / records.len() as f64);
         sink = Sink::default();
-        let start = Instant::now();
+        let start = Start::now();
         table.0.mark(SnapshotId(round as u64 + 1));
-        longest[0] = longest[0].max(start.elapsed().as_nanos() as f64);
+        longest[0] = longest[0].max(start.elapsed_ns());
         let mut is_open = true;
         for batch in records.chunks(BATCH) {
             table.update(batch);
             if is_open {
-                let step = Instant::now();
+                let step = Start::now();
                 is_open = table.0.drain(budget_bytes, &mut sink).unwrap() == Drained::More;
-                longest[1] = longest[1].max(step.elapsed().as_nanos() as f64);
+                longest[1] = longest[1].max(step.elapsed_ns());
             }
         }
         while table.0.drain(budget_bytes, &mut sink).unwrap() == Drained::More {}
-        captured.push(start.elapsed().as_nanos() as f64 / records.len() as f64);
+        captured.push(start.elapsed_ns() / records.len() as f64);
     }
     println!(
         "{keys} keys, one capture per {} updates, {budget_bytes} bytes per batch: per update",
@@ -258,7 +272,7 @@ fn load(keys: usize, rounds: usize) {
     let owned = owned_keys(keys);
     let (mut fill, mut flat_fill, mut back) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let start = Instant::now();
+        let start = Start::now();
         let mut flat = Flat { slots: vec![(0, 0); 16] };
         let mut len = 0;
         for key in &owned {
@@ -274,20 +288,20 @@ fn load(keys: usize, rounds: usize) {
             len += 1;
         }
         black_box(&flat.slots);
-        flat_fill.push(start.elapsed().as_nanos() as f64 / keys as f64);
-        let start = Instant::now();
+        flat_fill.push(start.elapsed_ns() / keys as f64);
+        let start = Start::now();
         let mut table = Paged::<true>(KeyedTable::new(0..64));
         owned.chunks(BATCH).for_each(|batch| table.update(batch));
-        fill.push(start.elapsed().as_nanos() as f64 / keys as f64);
+        fill.push(start.elapsed_ns() / keys as f64);
         let mut keep = Keep(Vec::new());
         table.0.mark(SnapshotId(1));
         assert_eq!(table.0.drain(usize::MAX, &mut keep).unwrap(), Drained::Done);
-        let start = Instant::now();
+        let start = Start::now();
         let mut restored = KeyedTable::<u64, u64>::new(0..64);
         for (slot, schema, bytes) in &keep.0 {
             restored.restore(*slot, *schema, bytes).unwrap();
         }
-        back.push(start.elapsed().as_nanos() as f64 / keys as f64);
+        back.push(start.elapsed_ns() / keys as f64);
         assert_eq!(restored.len(), keys);
         assert_eq!(restored.get(hash_word(owned[0]), &owned[0]), Some(&1));
     }
@@ -314,13 +328,13 @@ fn words(count: usize, records: usize, rounds: usize) {
     let mut brown: HashTable<(Word, u64)> = HashTable::new();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let start = Instant::now();
+        let start = Start::now();
         for word in &records {
             let entry = brown.entry(word.key_hash(), |e| e.0 == *word, |e| e.0.key_hash());
             entry.or_insert_with(|| (word.clone(), 0)).into_mut().1 += 1;
         }
-        theirs.push(start.elapsed().as_nanos() as f64 / records.len() as f64);
-        let start = Instant::now();
+        theirs.push(start.elapsed_ns() / records.len() as f64);
+        let start = Start::now();
         for batch in records.chunks(BATCH) {
             let mut hashes = [0; BATCH];
             for (hash, word) in hashes.iter_mut().zip(batch) {
@@ -331,7 +345,7 @@ fn words(count: usize, records: usize, rounds: usize) {
                 *paged.upsert(*hash, word, || 0) += 1;
             }
         }
-        ours.push(start.elapsed().as_nanos() as f64 / records.len() as f64);
+        ours.push(start.elapsed_ns() / records.len() as f64);
     }
     assert_eq!(paged.len(), brown.len());
     for (word, count) in &brown {
@@ -352,21 +366,21 @@ fn main() {
     let (records, rounds) = if is_small { (10_000, 1) } else { (4_000_000, 9) };
     let sizes: &[usize] = if is_small { &[100] } else { &[1000, 500_000] };
     for keys in sizes {
-        if wanted("update") {
+        if wanted(&format!("update/{keys}")) {
             compare(*keys, records, rounds, false);
             compare(*keys, records, rounds, true);
         }
-        if wanted("load") {
+        if wanted(&format!("load/{keys}")) {
             load(*keys, rounds);
         }
-        if wanted("capture") {
+        if wanted(&format!("capture/{keys}")) {
             capture(*keys, records, rounds, 64 << 10);
         }
     }
-    if !is_small && wanted("load") {
+    if !is_small && wanted("load/1000000") {
         load(1_000_000, rounds);
     }
-    if !is_small && wanted("capture") {
+    if !is_small && wanted("capture/1000000") {
         capture(1_000_000, records, rounds, 64 << 10);
     }
     if wanted("words") {
