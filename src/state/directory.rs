@@ -127,9 +127,27 @@ impl<K: Key, V: Data> Directory<K, V> {
     }
 
     /// The version the page was last protected for.
-    #[inline]
     pub fn version(&self, hash: u64) -> u32 {
         self.entry(hash).version
+    }
+
+    /// The page of `hash`, after `protect` if it is not yet protected for `version`.
+    #[inline]
+    pub fn page_protected(
+        &mut self,
+        hash: u64,
+        version: u32,
+        protect: impl FnOnce(&mut Self),
+    ) -> PageMut<'_, K, V> {
+        let entry = self.entry(hash);
+        let (tags, homes) = if entry.version == version {
+            (entry.tags, entry.homes)
+        } else {
+            protect(self);
+            self.page(hash).raw()
+        };
+        // SAFETY: entries refer to pages of this directory, which is borrowed mutably.
+        unsafe { PageMut::from_raw(tags, homes) }
     }
 
     #[inline]

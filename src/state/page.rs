@@ -89,11 +89,11 @@ pub(super) fn slots_of(homes: usize) -> usize {
     homes + homes.min(TAIL_MAX)
 }
 
-/// The most entries of a page with this many homes: seven eighths, and a few where the tail counts.
+/// The most entries of a page with this many homes: seven eighths, and a few more of a small page.
 /// Clusters that reach the page's end may allow fewer.
 #[inline]
 pub(super) fn entries_max(homes: usize) -> usize {
-    homes - homes / 8 + 3
+    homes - homes / 8 + 12 / homes
 }
 
 /// A page one may read.

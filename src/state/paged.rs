@@ -63,10 +63,9 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     /// The page of `hash`, its captured bytes safe.
     #[inline]
     fn page_mut(&mut self, hash: u64) -> PageMut<'_, K, V> {
-        if self.directory.version(hash) != self.capture.version {
-            self.capture.protect(&mut self.directory, hash);
-        }
-        self.directory.page_mut(hash)
+        let Self { directory, capture, .. } = self;
+        directory
+            .page_protected(hash, capture.version, |directory| capture.protect(directory, hash))
     }
 
     #[inline]
