@@ -241,6 +241,12 @@ fn engine(
     (report.elapsed.as_secs_f64(), checksum.sum(), share)
 }
 
+/// CPU seconds of this process: what is left to compare on a busy machine, with one thread.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -263,7 +269,9 @@ fn main() {
     let expected = expected_checksum(records, keys);
     let mut columns: [Vec<f64>; 3] = Default::default();
     for round in 1..=rounds {
+        let began = cpu_seconds();
         let (ours, sum, share) = engine(records, keys, &config, interval);
+        let middle = cpu_seconds();
         assert_eq!(sum, expected, "the engine's checksum");
         let (theirs, sum) = match interval {
             None => hand_written(records, keys, parallelism, config.ring_slots),
@@ -272,11 +280,15 @@ fn main() {
                 (seconds, sum)
             }
         };
+        let cpu = (cpu_seconds() - middle) / (middle - began);
         assert_eq!(sum, expected, "the other's checksum");
         let rate = |seconds: f64| records as f64 / seconds / 1e6;
         let row = [rate(ours), rate(theirs), theirs / ours];
         let share = share.map_or(String::new(), |share| format!("  snapshots {share:.3}"));
-        println!("round {round}: {:7.2} {:7.2} M/s  ratio {:.3}{share}", row[0], row[1], row[2]);
+        println!(
+            "round {round}: {:7.2} {:7.2} M/s  ratio {:.3}  cpu {cpu:.3}{share}",
+            row[0], row[1], row[2]
+        );
         columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
     }
     let [ours, theirs, ratio] = &mut columns;

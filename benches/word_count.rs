@@ -202,6 +202,12 @@ fn engine(path: &Path, config: &Config) -> (f64, Counts) {
     (report.elapsed.as_secs_f64(), counts)
 }
 
+/// CPU seconds of this process: what is left to compare on a busy machine, with one thread.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -243,13 +249,19 @@ fn main() {
 
     let mut columns: [Vec<f64>; 3] = Default::default();
     for round in 1..=given("--rounds").unwrap_or(1) {
+        let began = cpu_seconds();
         let (ours, counts) = engine(&path, &config);
+        let middle = cpu_seconds();
         assert!(counts == expected, "the engine's counts");
         let (theirs, counts) = hand_written(&path, parallelism, config.ring_slots);
+        let cpu = (cpu_seconds() - middle) / (middle - began);
         assert!(counts == expected, "the loop's counts");
         let rate = |seconds: f64| total as f64 / seconds / 1e6;
         let row = [rate(ours), rate(theirs), theirs / ours];
-        println!("round {round}: {:7.2} {:7.2} M words/s  ratio {:.3}", row[0], row[1], row[2]);
+        println!(
+            "round {round}: {:7.2} {:7.2} M words/s  ratio {:.3}  cpu {cpu:.3}",
+            row[0], row[1], row[2]
+        );
         columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
     }
     let [ours, theirs, ratio] = &mut columns;
