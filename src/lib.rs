@@ -20,6 +20,7 @@ pub mod worker;
 pub mod graph;
 pub mod stream;
 pub mod plan;
+pub mod picture;
 pub mod engine;
 pub mod doctor;
 pub mod workload;
