@@ -190,8 +190,9 @@ impl Error {
             | Self::State { .. }
             | Self::RestartsExhausted { .. }
             | Self::Limit { .. } => false,
-            Self::Io { .. }
-            | Self::Corrupt { .. }
+            // Whoever read our output has gone and does not come back.
+            Self::Io { source, .. } => source.kind() != io::ErrorKind::BrokenPipe,
+            Self::Corrupt { .. }
             | Self::Panicked { .. }
             | Self::Snapshot { .. } => true,
             Self::Operator { source, .. } => source.is_retryable(),

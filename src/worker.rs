@@ -139,7 +139,7 @@ impl Worker {
         commands: Receiver<Command>,
         events: Sender<Event>,
     ) -> Self {
-        let capture_ns = Histogram::new(3).expect("three digits are allowed");
+        let capture_ns = clock::histogram_ns();
         Self {
             id,
             attempt,

@@ -20,8 +20,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
 use super::{End, Handle, Notice, Report};
 use crate::clock;
 use crate::config::Config;
@@ -140,7 +138,6 @@ impl<'g> Supervisor<'g> {
             snapshots.map(|snapshots| snapshots.interval.as_nanos() as u64),
             snapshots.map_or(0, |snapshots| snapshots.timeout.as_nanos() as u64),
         );
-        let histogram = || Histogram::new(3).expect("three digits are allowed");
         let report = Report {
             end: End::Complete,
             restored: newest.as_ref().map(Manifest::id),
@@ -148,8 +145,8 @@ impl<'g> Supervisor<'g> {
             records: 0,
             elapsed: Duration::ZERO,
             cadence: coordinator.cadence(),
-            snapshot_ns: histogram(),
-            capture_ns: histogram(),
+            snapshot_ns: clock::histogram_ns(),
+            capture_ns: clock::histogram_ns(),
         };
         let mut supervisor = Self {
             graph,

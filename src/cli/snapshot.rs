@@ -1,0 +1,204 @@
+//! `tidegate snapshot`: looks at a snapshot directory without taking part in it.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tidegate::disk::Disk;
+use tidegate::engine::default_disk;
+use tidegate::id::SnapshotId;
+use tidegate::store::{self, Manifest, SnapshotInfo};
+
+use super::exit::Failure;
+use super::summary;
+
+/// Look at a snapshot directory; a job may be running on it
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// List the snapshots, oldest first
+    List(Which),
+    /// Show what one snapshot holds
+    Show(WhichOne),
+    /// Read and check every byte of all snapshots, or of one
+    Verify(WhichOne),
+}
+
+#[derive(Args)]
+struct Which {
+    /// Snapshot directory
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct WhichOne {
+    #[command(flatten)]
+    which: Which,
+    /// Number of the snapshot [default: show the newest, verify all]
+    #[arg(value_name = "ID")]
+    id: Option<u64>,
+}
+
+/// Runs it.
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (disk, _) = default_disk();
+    match &arguments.action {
+        Action::List(which) => list(which, &*disk),
+        Action::Show(one) => show(&one.which, one.id, &*disk),
+        Action::Verify(one) => verify(&one.which, one.id, &*disk),
+    }
+}
+
+fn refuse(directory: &Path, reason: String) -> Failure {
+    Failure::Failed(format!("snapshot directory {}: {reason}", directory.display()))
+}
+
+fn list(which: &Which, disk: &dyn Disk) -> Result<(), Failure> {
+    let snapshots = store::list(disk, &which.directory)?;
+    if which.json {
+        return summary::print_json(&snapshots);
+    }
+    let mut text = String::from("snapshot  created (UTC)        state bytes  notes\n");
+    for info in &snapshots {
+        text.push_str(&row(info));
+    }
+    summary::print(&text)
+}
+
+fn row(info: &SnapshotInfo) -> String {
+    let Some(manifest) = &info.manifest else {
+        let problem = info.problem.as_deref().unwrap_or("cannot be read");
+        return format!("{:>8}  DAMAGED: {problem}\n", info.snapshot);
+    };
+    let (created, bytes) = (utc(manifest.created_unix_ms), manifest.state_bytes());
+    let notes = if manifest.last { "the job is complete" } else { "" };
+    let row = format!("{:>8}  {created}  {bytes:>11}  {notes}", info.snapshot);
+    format!("{}\n", row.trim_end())
+}
+
+fn show(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure> {
+    let snapshots = store::list(disk, &which.directory)?;
+    let all =
+        || snapshots.iter().map(|info| info.snapshot.to_string()).collect::<Vec<_>>().join(", ");
+    let Some(newest) = snapshots.last() else {
+        return Err(refuse(&which.directory, "it holds no snapshot".into()));
+    };
+    let id = id.unwrap_or(newest.snapshot);
+    if !snapshots.iter().any(|info| info.snapshot == id) {
+        return Err(refuse(&which.directory, format!("it holds no snapshot {id}, but {}", all())));
+    }
+    let manifest = store::show(disk, &which.directory, SnapshotId(id))?;
+    if which.json {
+        return summary::print_json(&manifest);
+    }
+    summary::print(&describe(&manifest))
+}
+
+fn describe(manifest: &Manifest) -> String {
+    let mut text = format!(
+        "snapshot    {}{}\ncreated     {} UTC\njob         {}\nwritten by  generation {}, attempt {}, format {}\n",
+        manifest.snapshot,
+        if manifest.last { ", the job is complete" } else { "" },
+        utc(manifest.created_unix_ms),
+        manifest.job.name,
+        manifest.generation,
+        manifest.attempt,
+        manifest.format,
+    );
+    for line in manifest.job.fingerprint.lines() {
+        text.push_str(&format!("            {line}\n"));
+    }
+    for (worker, part) in manifest.parts.iter().enumerate() {
+        text.push_str(&format!(
+            "worker {worker:<4} {} bytes in {} frames, CRC32C {:08x}, at byte {} of {}\n",
+            part.bytes, part.frames, part.crc32c, part.offset, part.file
+        ));
+    }
+    for (note, value) in &manifest.notes {
+        text.push_str(&format!("{note} {value}\n"));
+    }
+    text
+}
+
+/// What was found, as far as it was asked about.
+#[derive(Serialize)]
+struct Verdict {
+    #[serde(flatten)]
+    report: store::Report,
+    whole: bool,
+}
+
+fn verify(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure> {
+    let mut report = store::verify(disk, &which.directory)?;
+    if let Some(id) = id {
+        report.snapshots.retain(|info| info.snapshot == id);
+        report.problems = report.snapshots.iter().filter_map(|info| info.problem.clone()).collect();
+        report.verified_bytes = report
+            .snapshots
+            .iter()
+            .filter(|info| info.problem.is_none())
+            .filter_map(|info| Some(info.manifest.as_ref()?.state_bytes()))
+            .sum();
+        if report.snapshots.is_empty() {
+            return Err(refuse(&which.directory, format!("it holds no snapshot {id}")));
+        }
+    }
+    let verdict = Verdict { whole: report.is_whole(), report };
+    let (count, bytes) = (verdict.report.snapshots.len(), verdict.report.verified_bytes);
+    if which.json {
+        summary::print_json(&verdict)?;
+    } else {
+        summary::print(&format!("{count} snapshots, {bytes} bytes of state found whole\n"))?;
+    }
+    match &verdict.report.problems[..] {
+        [] => Ok(()),
+        problems => Err(Failure::Failed(format!("damaged: {}", problems.join("; ")))),
+    }
+}
+
+/// A time in milliseconds since 1970 as "2026-01-31 23:59:58".
+///
+/// Days to a date by the civil calendar of Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms" (`civil_from_days`).
+fn utc(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}", second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates_of_the_civil_calendar() {
+        for (unix_s, expected) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_767_225_599, "2025-12-31 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(utc(unix_s * 1000), expected);
+        }
+    }
+}

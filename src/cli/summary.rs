@@ -1,0 +1,90 @@
+//! What a run did, as numbers: for `--json`, and as one line for a person.
+
+use std::io::{self, Write as _};
+
+use hdrhistogram::Histogram;
+use indicatif::HumanCount;
+use serde::Serialize;
+use tidegate::engine::{End, Report};
+
+use super::exit::{Failure, stdout_failure};
+
+/// How well the snapshot interval was kept. Times are missing where no snapshot was completed.
+#[derive(Serialize)]
+pub struct SnapshotNumbers {
+    asked: u64,
+    triggered: u64,
+    completed: u64,
+    aborted: u64,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+}
+
+impl SnapshotNumbers {
+    /// Those of `report`.
+    pub fn of(report: &Report) -> Self {
+        let cadence = report.cadence;
+        Self {
+            asked: cadence.asked,
+            triggered: cadence.triggered,
+            completed: cadence.completed,
+            aborted: cadence.aborted,
+            p50_ms: quantile(&report.snapshot_ns, 0.5, 1e6),
+            p99_ms: quantile(&report.snapshot_ns, 0.99, 1e6),
+        }
+    }
+}
+
+/// A quantile in units of `unit_ns`; none of an empty histogram.
+pub fn quantile(histogram: &Histogram<u64>, quantile: f64, unit_ns: f64) -> Option<f64> {
+    let value = || histogram.value_at_quantile(quantile) as f64 / unit_ns;
+    (!histogram.is_empty()).then(value)
+}
+
+/// How a run ended, in a word that does not change.
+pub fn end_word(end: End) -> &'static str {
+    match end {
+        End::Complete => "complete",
+        End::AlreadyComplete => "already_complete",
+        End::Stopped => "stopped",
+    }
+}
+
+/// Records per second over the whole run.
+pub fn per_second(report: &Report) -> f64 {
+    let seconds = report.elapsed.as_secs_f64();
+    if seconds > 0.0 { report.records as f64 / seconds } else { 0.0 }
+}
+
+/// "1,000 lines in 1.23 s (813 per second), 12 snapshots (p50 1.2 ms, p99 3.4 ms)".
+pub fn line(report: &Report, unit: &str) -> String {
+    let seconds = report.elapsed.as_secs_f64();
+    let (records, rate) = (HumanCount(report.records), HumanCount(per_second(report) as u64));
+    let mut line = format!("{records} {unit} in {seconds:.2} s ({rate} per second)");
+    let numbers = SnapshotNumbers::of(report);
+    if let (Some(p50), Some(p99)) = (numbers.p50_ms, numbers.p99_ms) {
+        let completed = HumanCount(numbers.completed);
+        line.push_str(&format!(", {completed} snapshots (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
+    }
+    line
+}
+
+/// The most memory this process has had resident, where the kernel says.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// One JSON value as the whole of standard output.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value).expect("numbers and words are valid JSON");
+    text.push('\n');
+    print(&text)
+}
+
+/// `text` to standard output.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(stdout_failure)
+}
