@@ -182,6 +182,15 @@ impl<K: Key, V: Data> PageBox<K, V> {
         unsafe { Self::from_bytes(page.header(), page.bytes()) }
     }
 
+    /// Becomes a copy of `page`, which has as many homes; neither has a heap.
+    pub fn overwrite(&mut self, page: Page<'_, K, V>) {
+        let heaps = (self.page().header().heap_capacity, page.header().heap_capacity);
+        assert_eq!((self.homes, heaps), (page.homes, (0, 0)));
+        let (memory, bytes) = (self.page().memory(), page.bytes());
+        // SAFETY: two pages of the same size, of which this one is borrowed mutably.
+        unsafe { memory.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+    }
+
     /// Where the page's tags are and how many homes it has. Its memory is no longer freed.
     pub fn into_raw(self) -> (NonNull<u8>, u32) {
         let page = std::mem::ManuallyDrop::new(self);
