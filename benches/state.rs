@@ -165,7 +165,8 @@ fn stream(keys: &[u64], records: usize, is_skewed: bool) -> Vec<u64> {
         hash_word(state) as u32 as u64
     };
     let uniform = |x: u64| ((x * keys.len() as u64) >> 32) as usize;
-    let skewed = |a: u64, b: u64, c: u64, d: u64| uniform(((a * b >> 32) * (c * d >> 32)) >> 32);
+    let skewed =
+        |a: u64, b: u64, c: u64, d: u64| uniform((((a * b) >> 32) * ((c * d) >> 32)) >> 32);
     (0..records)
         .map(|_| {
             keys[if is_skewed { skewed(next(), next(), next(), next()) } else { uniform(next()) }]
@@ -215,7 +216,8 @@ fn compare(keys: usize, records: usize, rounds: usize, is_skewed: bool) {
 }
 
 /// Updates while a version is captured and drained in small steps, against updates without.
-fn capture(keys: usize, records: usize, rounds: usize, budget_bytes: usize) {
+fn capture(keys: usize, records: usize, rounds: usize) {
+    let budget_bytes = 64 << 10;
     let owned = owned_keys(keys);
     let records = stream(&owned, records.next_multiple_of(BATCH), false);
     let mut table = Paged::<true>(KeyedTable::new(0..64));
@@ -274,8 +276,7 @@ fn load(keys: usize, rounds: usize) {
     for _ in 0..rounds {
         let start = Start::now();
         let mut flat = Flat { slots: vec![(0, 0); 16] };
-        let mut len = 0;
-        for key in &owned {
+        for (len, key) in owned.iter().enumerate() {
             if len * 2 > flat.slots.len() {
                 let larger = vec![(0, 0); flat.slots.len() * 2];
                 for slot in std::mem::replace(&mut flat.slots, larger) {
@@ -285,7 +286,6 @@ fn load(keys: usize, rounds: usize) {
                 }
             }
             *flat.slot(hash_word(*key), *key) = (key + 1, 1);
-            len += 1;
         }
         black_box(&flat.slots);
         flat_fill.push(start.elapsed_ns() / keys as f64);
@@ -374,14 +374,16 @@ fn main() {
             load(*keys, rounds);
         }
         if wanted(&format!("capture/{keys}")) {
-            capture(*keys, records, rounds, 64 << 10);
+            capture(*keys, records / 8, 4 * rounds);
+            capture(*keys, records, rounds);
         }
     }
     if !is_small && wanted("load/1000000") {
         load(1_000_000, rounds);
     }
     if !is_small && wanted("capture/1000000") {
-        capture(1_000_000, records, rounds, 64 << 10);
+        capture(1_000_000, records / 8, 4 * rounds);
+        capture(1_000_000, records, rounds);
     }
     if wanted("words") {
         words(if is_small { 100 } else { 100_000 }, records, rounds);

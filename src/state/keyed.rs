@@ -15,7 +15,9 @@ use crate::record::Data;
 
 /// Values by key, for the key groups of one task.
 ///
-/// Every method takes the key's [`Key::key_hash`], which the caller computes once per record.
+/// Every method takes the key's [`Key::key_hash`], which the caller computes once per record. A hash of
+/// a key group the table does not hold is a broken promise of the caller and panics, as does a byte
+/// key of 4 GiB.
 ///
 /// ```
 /// use tidegate::key::Key;
@@ -157,7 +159,8 @@ impl<K: Key, V: Data> KeyedTable<K, V> {
         }
     }
 
-    /// Bytes of memory that paged state takes, preserved pages included; 0 for other state.
+    /// Bytes of memory that paged state takes: pages, preserved pages, and at most 10 MiB of page copies
+    /// kept for the next capture. 0 for state that is not paged.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         match &self.table {

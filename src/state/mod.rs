@@ -16,10 +16,10 @@
 //! # Which table a key and a value get
 //! | key | value | kept as |
 //! |---|---|---|
-//! | plain (numbers, arrays, structs of such without padding), or a byte string (`String`, `Vec<u8>`, `SmallVec<[u8; N]>`, any [`Key::BYTES`](crate::key::Key::BYTES)) | plain | [`paged`]: open-addressed pages whose memory is what goes to disk |
-//! | anything else | anything else | [`native`]: one hash table of native values per key group, serialised with rkyv |
+//! | plain (numbers, arrays, structs of such without padding), or a byte string (`String`, `Vec<u8>`, `SmallVec<[u8; N]>`, any [`Key::BYTES`](crate::key::Key::BYTES)) | plain | `paged`: open-addressed pages whose memory is what goes to disk |
+//! | anything else | anything else | `native`: one hash table of native values per key group, serialised with rkyv |
 //!
-//! "Plain" is rkyv's copy optimisation, and tuples of equally wide numbers (see [`plain`]).
+//! "Plain" is rkyv's copy optimisation, and tuples of equally wide numbers (see `plain`).
 //!
 //! # Why copy on first write
 //! A captured version must survive in-place updates until it is written. Published ways, per update:

@@ -36,8 +36,8 @@ pub(super) const HEADER_BYTES: usize = size_of::<Header>();
 /// Tags that one step of a search compares, and zeros behind the last.
 const WINDOW: usize = 8;
 
-/// The most slots behind the homes.
-const TAIL_MAX: usize = 8;
+/// Slots behind the homes of all but very small and very large pages.
+const TAIL: usize = 8;
 
 /// The fewest homes of a page.
 pub(super) const HOMES_MIN: usize = 4;
@@ -83,10 +83,11 @@ pub(super) enum Place {
     Vacant(usize),
 }
 
-/// How many slots a page with this many homes has.
+/// How many slots a page with this many homes has. A page that outgrows its bound, because its keys
+/// have one hash, gets more than [`TAIL`] behind the homes: one slot of them may be home to all keys.
 #[inline]
 pub(super) fn slots_of(homes: usize) -> usize {
-    homes + homes.min(TAIL_MAX)
+    homes + homes.min(TAIL.max(homes / 64))
 }
 
 /// The most entries of a page with this many homes: seven eighths, and a few more of a small page.
@@ -179,6 +180,15 @@ impl<K: Key, V: Data> PageBox<K, V> {
     pub fn copy_of(page: Page<'_, K, V>) -> Self {
         // SAFETY: header and bytes are those of a page.
         unsafe { Self::from_bytes(page.header(), page.bytes()) }
+    }
+
+    /// Becomes a copy of `page`, which has as many homes; neither has a heap.
+    pub fn overwrite(&mut self, page: Page<'_, K, V>) {
+        let heaps = (self.page().header().heap_capacity, page.header().heap_capacity);
+        assert_eq!((self.homes, heaps), (page.homes, (0, 0)));
+        let (memory, bytes) = (self.page().memory(), page.bytes());
+        // SAFETY: two pages of the same size, of which this one is borrowed mutably.
+        unsafe { memory.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 
     /// Where the page's tags are and how many homes it has. Its memory is no longer freed.

@@ -29,6 +29,9 @@ use crate::record::Data;
 /// of a group are gathered up to this size.
 const PIECE_BYTES_MIN: usize = 2048;
 
+/// Copies kept for use again: below 10 MiB of full pages.
+const SPARE_PAGES_MAX: usize = 2048;
+
 pub(super) struct PagedTable<K: Key, V: Data> {
     directory: Directory<K, V>,
     groups: Range<u32>,
@@ -43,14 +46,23 @@ struct Capture<K: Key, V: Data> {
     next: Option<u64>,
     /// Captured pages that were changed before they were written, by first hash.
     preserved: BTreeMap<u64, PageBox<K, V>>,
+    /// Copies that were written, by homes, to be used again: fresh memory for each costs page faults.
+    spare: BTreeMap<usize, Vec<PageBox<K, V>>>,
+    spare_pages: usize,
     /// Small pages of one group on their way out.
     piece: Vec<u8>,
 }
 
 impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
-        let capture =
-            Capture { version: 0, next: None, preserved: BTreeMap::new(), piece: Vec::new() };
+        let capture = Capture {
+            version: 0,
+            next: None,
+            preserved: BTreeMap::new(),
+            spare: BTreeMap::new(),
+            spare_pages: 0,
+            piece: Vec::new(),
+        };
         Self { directory: Directory::new(groups.clone(), 0), groups, len: 0, capture }
     }
 
@@ -189,10 +201,11 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         Ok(())
     }
 
-    /// Bytes of memory of the live state and of what is preserved.
+    /// Bytes of memory of the live state, of what is preserved, and of copies kept for use again.
     pub fn memory_bytes(&self) -> usize {
-        let preserved = self.capture.preserved.values().map(|page| page.page().bytes().len());
-        self.directory.memory_bytes() + preserved.sum::<usize>()
+        let copies = self.capture.preserved.values().chain(self.capture.spare.values().flatten());
+        let copies = copies.map(|copy| copy.page().bytes().len()).sum::<usize>();
+        self.directory.memory_bytes() + copies
     }
 }
 
@@ -203,9 +216,27 @@ impl<K: Key, V: Data> Capture<K, V> {
     fn protect(&mut self, directory: &mut Directory<K, V>, hash: u64) {
         let page = directory.page(hash);
         if self.next.is_some() {
-            self.preserved.insert(page.header().prefix, PageBox::copy_of(page));
+            let copy = self.copy(page);
+            self.preserved.insert(page.header().prefix, copy);
         }
         directory.stamp(hash, self.version);
+    }
+
+    fn copy(&mut self, page: Page<'_, K, V>) -> PageBox<K, V> {
+        let has_heap = page.header().heap_capacity > 0;
+        let spare = self.spare.get_mut(&page.homes()).filter(|_| !has_heap).and_then(Vec::pop);
+        let Some(mut copy) = spare else { return PageBox::copy_of(page) };
+        self.spare_pages -= 1;
+        copy.overwrite(page);
+        copy
+    }
+
+    fn keep_spare(&mut self, copy: PageBox<K, V>) {
+        let has_heap = copy.page().header().heap_capacity > 0;
+        if !has_heap && self.spare_pages < SPARE_PAGES_MAX {
+            self.spare_pages += 1;
+            self.spare.entry(copy.page().homes()).or_default().push(copy);
+        }
     }
 
     fn drain(
@@ -251,8 +282,9 @@ impl<K: Key, V: Data> Capture<K, V> {
             self.flush(slot, out);
         }
         let written = bytes.len();
-        if !is_changed {
-            directory.stamp(hash, self.version);
+        match preserved {
+            Some(copy) => self.keep_spare(copy),
+            None => directory.stamp(hash, self.version),
         }
         (written, behind.or_else(|| next_group(directory, hash)))
     }

@@ -157,3 +157,117 @@ fn check_places<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::super::{Cursor, Drained, KeyedTable, OperatorState, StateWriter};
+    use super::*;
+    use crate::id::{SnapshotId, StateSlot};
+
+    #[derive(Default)]
+    struct Pieces(Vec<(StateSlot, u32, Vec<u8>)>);
+
+    impl StateWriter for Pieces {
+        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
+            self.0.push((slot, schema, bytes.to_vec()));
+        }
+    }
+
+    /// The pieces of a table of `count` entries.
+    fn pieces<K: Key, V: Data>(count: u32, key: fn(u32) -> K, value: fn(u32) -> V) -> Pieces {
+        let mut table = KeyedTable::<K, V>::new(0..128);
+        for key in (0..count).map(|i| (i, key(i))) {
+            table.insert(key.1.key_hash(), &key.1, value(key.0));
+        }
+        table.mark(SnapshotId(1));
+        let mut pieces = Pieces::default();
+        assert_eq!(table.drain(usize::MAX, &mut pieces).unwrap(), Drained::Done);
+        pieces
+    }
+
+    /// Damages a piece as `damage` says and takes it back: an error, or a table that works.
+    fn take_damaged<K: Key, V: Data>(pieces: &Pieces, damage: &[(usize, u8)], cut: usize) {
+        let (slot, schema, bytes) = &pieces.0[damage[0].0 % pieces.0.len()];
+        let mut bytes = bytes.clone();
+        for (place, byte) in damage {
+            let place = place % bytes.len();
+            bytes[place] = *byte;
+        }
+        bytes.truncate(bytes.len() - cut % bytes.len());
+        let mut table = KeyedTable::<K, V>::new(0..128);
+        if table.restore(*slot, *schema, &bytes).is_err() {
+            return;
+        }
+        let StateSlot::KeyGroup(group) = *slot else { unreachable!() };
+        let mut entries = Vec::new();
+        assert!(!table.entries(group, &mut Cursor::default(), usize::MAX, &mut entries));
+        assert_eq!(entries.len(), table.len());
+        for (key, _) in entries {
+            assert!(table.remove(key.key_hash(), &key).is_some());
+        }
+        assert!(table.is_empty());
+    }
+
+    fn word(i: u32) -> String {
+        "x".repeat((i % 30) as usize) + &i.to_string()
+    }
+
+    /// Few places and telling values, so that headers, tags and slots are hit often.
+    fn damage() -> impl Strategy<Value = (Vec<(usize, u8)>, usize)> {
+        let place = prop_oneof![0..64usize, 0..20_000usize];
+        let byte = prop_oneof![Just(0), Just(1), Just(0x80), Just(0xFF), any::<u8>()];
+        let cut = prop_oneof![3 => Just(0usize), 1 => 0..5000usize];
+        (prop::collection::vec((place, byte), 1..4), cut)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+        #[test]
+        fn damaged_numbers_are_an_error_or_a_table(damage in damage()) {
+            static PIECES: LazyLock<Pieces> = LazyLock::new(|| pieces::<u64, u64>(9000, u64::from, u64::from));
+            take_damaged::<u64, u64>(&PIECES, &damage.0, damage.1);
+        }
+
+        #[test]
+        fn damaged_values_with_invalid_bytes_are_an_error_or_a_table(damage in damage()) {
+            static PIECES: LazyLock<Pieces> = LazyLock::new(|| pieces::<u32, [char; 2]>(9000, |i| i, |_| ['a', '\u{10FFFF}']));
+            take_damaged::<u32, [char; 2]>(&PIECES, &damage.0, damage.1);
+        }
+
+        #[test]
+        fn damaged_words_are_an_error_or_a_table(damage in damage()) {
+                        static PIECES: LazyLock<Pieces> = LazyLock::new(|| pieces::<String, bool>(6000, word, |i| i % 2 == 0));
+            take_damaged::<String, bool>(&PIECES, &damage.0, damage.1);
+        }
+
+        #[test]
+        fn damaged_native_entries_are_an_error_or_a_table(damage in damage()) {
+            static PIECES: LazyLock<Pieces> = LazyLock::new(|| pieces::<u64, Vec<String>>(900, u64::from, |i| vec![i.to_string()]));
+            take_damaged::<u64, Vec<String>>(&PIECES, &damage.0, damage.1);
+        }
+    }
+
+    #[test]
+    fn a_piece_is_refused_with_the_reason() {
+        let written = pieces::<u64, u64>(1000, u64::from, u64::from);
+        let (slot, schema, bytes) = &written.0[0];
+        let refuse = |slot: StateSlot, schema: u32, bytes: &[u8]| {
+            KeyedTable::<u64, u64>::new(0..64).restore(slot, schema, bytes).unwrap_err()
+        };
+        let other = StateSlot::KeyGroup(KeyGroup(77));
+        assert!(refuse(*slot, 9, bytes).contains("schema 9, expected 1"));
+        assert!(refuse(other, *schema, bytes).contains("key group 77 is not of this task"));
+        assert!(refuse(StateSlot::Task(0), *schema, bytes).contains("not a key group"));
+        assert!(refuse(*slot, *schema, &bytes[..40]).contains("cut off"));
+        assert!(refuse(*slot, *schema, &bytes[..bytes.len() - 1]).contains("cut off"));
+        assert!(refuse(*slot, *schema, &bytes.repeat(2)).contains("twice"));
+        let mut wide = KeyedTable::<u64, [u64; 2]>::new(0..64);
+        let refused = wide.restore(*slot, *schema, bytes).unwrap_err();
+        assert!(refused.contains("8 and 8 bytes, expected 8 and 16"), "{refused}");
+    }
+}

@@ -55,15 +55,16 @@ impl ByteSlot {
         debug_assert!(len <= INLINE_BYTES, "{len} bytes");
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
         let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-        // Two loads that overlap, the second shifted to where the first ends: no copy loop.
-        let (low, rest) = if len > 8 {
-            (word(0), word(len - 8) >> (8 * (16 - len)))
-        } else if len == 8 {
-            (word(0), 0)
-        } else if len >= 4 {
-            (u64::from(half(0)) | u64::from(half(len - 4)) << (8 * (len - 4)), 0)
-        } else {
-            (bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)), 0)
+        // Loads that overlap, the second shifted to where the first ends: no copy loop, and the
+        // same branches that the hash has just taken.
+        let (low, rest) = match len {
+            9.. => (word(0), word(len - 8) >> (8 * (16 - len))),
+            4.. => (u64::from(half(0)) | u64::from(half(len - 4)) << (8 * (len - 4)), 0),
+            1.. => {
+                let byte = |at: usize| u64::from(bytes[at]) << (8 * at);
+                (byte(0) | byte(len / 2) | byte(len - 1), 0)
+            }
+            0 => (0, 0),
         };
         Self { low, high: rest | (len as u64) << 56 }
     }

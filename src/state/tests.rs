@@ -249,3 +249,86 @@ proptest! {
         run::<(u64, String), u64>(&steps, |k| (k.into(), k.to_string()), |v| v);
     }
 }
+
+#[test]
+fn a_marked_version_is_the_same_bytes_whatever_happens_meanwhile() {
+    let fill = || {
+        let mut table = KeyedTable::<Vec<u8>, u64>::new(0..128);
+        for k in 0..20_000u16 {
+            table.insert(word(k).key_hash(), &word(k), k.into());
+        }
+        table.mark(SnapshotId(1));
+        table
+    };
+    let mut undisturbed = Pieces::default();
+    assert_eq!(fill().drain(usize::MAX, &mut undisturbed).unwrap(), Drained::Done);
+    let mut table = fill();
+    let mut disturbed = Pieces::default();
+    let mut k = 0;
+    while table.drain(30_000, &mut disturbed).unwrap() == Drained::More {
+        for _ in 0..700 {
+            let (old, new) = (word(k % 20_000), word(k % 20_000 + 30_000));
+            table.remove(old.key_hash(), &old);
+            table.insert(new.key_hash(), &new, 0);
+            k += 1;
+        }
+    }
+    assert!(k > 5000, "the drain was disturbed only {k} times");
+    assert_eq!(disturbed, undisturbed);
+}
+
+/// A key whose hash is not mixed at all.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Clashing(u64);
+
+impl Key for Clashing {
+    fn key_hash(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+#[test]
+fn keys_of_one_hash_are_slow_but_right() {
+    let mut table = KeyedTable::<Clashing, u64>::new(127..128);
+    for k in 0..300 {
+        *table.upsert(u64::MAX, &Clashing(k), || 0) += k;
+    }
+    for k in (0..300).step_by(2) {
+        assert_eq!(table.remove(u64::MAX, &Clashing(k)), Some(k));
+    }
+    for k in 0..300 {
+        let expected = (k % 2 == 1).then_some(k);
+        assert_eq!(table.get(u64::MAX, &Clashing(k)).copied(), expected);
+    }
+}
+
+#[test]
+#[should_panic(expected = "index out of bounds")]
+fn a_key_of_another_task_is_refused() {
+    let mut table = KeyedTable::<Clashing, u64>::new(0..64);
+    table.upsert(u64::MAX, &Clashing(0), || 0);
+}
+
+/// A value that does not serialise before 1970.
+#[derive(Clone, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Moment(#[rkyv(with = rkyv::with::AsUnixTime)] std::time::SystemTime);
+
+#[test]
+fn a_value_that_does_not_serialise_fails_the_snapshot() {
+    for changes_after_mark in [false, true] {
+        let mut table = KeyedTable::<u64, Moment>::new(0..128);
+        let epoch = std::time::SystemTime::UNIX_EPOCH;
+        let before = Moment(epoch - std::time::Duration::from_secs(1));
+        table.insert(7.key_hash(), &7, before);
+        table.mark(SnapshotId(3));
+        if changes_after_mark {
+            table.insert(7.key_hash(), &7, Moment(epoch));
+        }
+        let error = table.drain(usize::MAX, &mut Pieces::default()).unwrap_err().to_string();
+        assert!(error.contains("snapshot 3 failed: an entry does not serialise"), "{error}");
+        table.abandon();
+        table.insert(7.key_hash(), &7, Moment(epoch));
+        table.mark(SnapshotId(4));
+        assert_eq!(table.drain(usize::MAX, &mut Pieces::default()).unwrap(), Drained::Done);
+    }
+}

@@ -98,3 +98,59 @@ impl<V: Data> OperatorState for ValueState<V> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Last(Option<(StateSlot, u32, Vec<u8>)>);
+
+    impl StateWriter for Last {
+        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
+            assert!(self.0.replace((slot, schema, bytes.to_vec())).is_none());
+        }
+    }
+
+    #[test]
+    fn the_marked_value_is_written_whatever_is_set_meanwhile() {
+        let mut state = ValueState::new(2, String::from("before"));
+        state.mark(SnapshotId(1));
+        state.get_mut().push_str(", after");
+        state.get_mut().push_str(", later");
+        let mut last = Last::default();
+        assert_eq!(state.drain(1, &mut last).unwrap(), Drained::Done);
+        assert_eq!(state.get(), "before, after, later");
+        let (slot, schema, bytes) = last.0.take().unwrap();
+        assert_eq!(state.drain(1, &mut last).unwrap(), Drained::Done);
+        assert!(last.0.is_none(), "written without a mark");
+
+        let mut same = ValueState::new(2, String::new());
+        same.restore(slot, schema, &bytes).unwrap();
+        assert_eq!(same.get(), "before");
+        let mut other = ValueState::new(0, String::from("mine"));
+        other.restore(slot, schema, &bytes).unwrap();
+        assert_eq!((other.get().as_str(), other.restored()), ("mine", &[(2, "before".into())][..]));
+    }
+
+    #[test]
+    fn an_abandoned_mark_leaves_nothing_behind() {
+        let mut state = ValueState::new(0, 1u64);
+        state.mark(SnapshotId(1));
+        *state.get_mut() = 2;
+        state.abandon();
+        state.mark(SnapshotId(2));
+        let mut last = Last::default();
+        assert_eq!(state.drain(1, &mut last).unwrap(), Drained::Done);
+        assert_eq!(u64::from_archive(&last.0.unwrap().2).unwrap(), 2);
+    }
+
+    #[test]
+    fn bytes_that_are_not_the_value_are_an_error() {
+        let mut state = ValueState::new(0, String::new());
+        let task = StateSlot::Task(0);
+        assert!(state.restore(StateSlot::Split(0), SCHEMA_VALUE, &[]).is_err());
+        assert!(state.restore(task, 99, &[]).unwrap_err().contains("schema 99"));
+        assert!(state.restore(task, SCHEMA_VALUE, &[1, 2, 3]).is_err());
+    }
+}
