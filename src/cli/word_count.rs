@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "10ms", value_parser = duration::parse_interval)]
     interval: Duration,
     /// Read only so many lines per second; 0: none
-    #[arg(long, value_name = "LINES", value_parser = rate)]
+    #[arg(long, value_name = "LINES", value_parser = rate, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Read only the first lines
     #[arg(long, value_name = "LINES")]

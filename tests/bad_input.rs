@@ -1,0 +1,218 @@
+//! Bad input: for each, one clear message that names the thing and the way out, and an exit code.
+
+mod common;
+#[path = "common/command.rs"]
+mod command;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use command::{Place, Ran, assert_final, assert_updates, contents, start, tidegate, until};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+/// Changes one byte in the middle of a file.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(path, bytes).expect("a file");
+}
+
+fn manifests(place: &Place) -> Vec<PathBuf> {
+    let names = contents(&place.path("s")).into_keys().filter(|name| name.ends_with(".manifest"));
+    names.map(|name| place.path("s").join(name)).collect()
+}
+
+#[test]
+fn a_missing_input_is_named() {
+    let place = Place::with_text("");
+    let path = place.path("none").display().to_string();
+    place.count(&["--input", "@none"]).refused(1, &[&path, "No such file"]);
+}
+
+#[test]
+fn an_empty_input_is_named() {
+    let place = Place::with_text("");
+    let path = place.path("text").display().to_string();
+    place.count(&[]).refused(1, &[&path, "is empty"]);
+}
+
+#[test]
+fn a_directory_as_input_is_named() {
+    let place = Place::with_text("");
+    let path = place.path("").display().to_string();
+    place.count(&["--input", "@"]).refused(1, &[&path, "is a directory"]);
+}
+
+#[test]
+fn an_unreadable_input_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::with_text("a");
+    let path = place.path("text");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0)).expect("a file of ours");
+    if !geteuid().is_root() {
+        place.count(&[]).refused(1, &[&path.display().to_string(), "ermission denied"]);
+    }
+}
+
+#[test]
+fn a_line_longer_than_the_limit_is_named_with_its_place() {
+    let mut text = b"first line\n".to_vec();
+    text.resize(text.len() + (1 << 20) + 1, b'x');
+    text.extend_from_slice(b"\nlast line\n");
+    let place = Place::with_text(text);
+    let path = place.path("text").display().to_string();
+    for more in [&[][..], &["--snapshots", "@s"]] {
+        place.count(more).refused(1, &[&path, "1048576", "byte 11"]);
+    }
+}
+
+#[test]
+fn an_interval_below_a_millisecond_is_a_usage_error() {
+    let place = Place::with_text("a");
+    for interval in ["999us", "0", "0.5ms"] {
+        let ran = place.count(&["--snapshots", "@s", "--interval", interval]);
+        ran.refused(2, &["--interval", interval, "1ms"]);
+    }
+    place.count(&["--interval", "10"]).refused(2, &["--interval", "10ms"]);
+    assert!(!place.path("s").exists(), "nothing is made for a command that was refused");
+}
+
+#[test]
+fn a_parallelism_of_nothing_or_above_the_machine_is_a_usage_error() {
+    let place = Place::with_text("a");
+    for parallelism in ["0", "1000"] {
+        let needles = ["parallelism", parallelism, "between 1 and 128"];
+        place.count(&["--parallelism", parallelism]).refused(2, &needles);
+    }
+    let cores = std::thread::available_parallelism().expect("a machine").get();
+    if cores < 128 {
+        let ran = place.count(&["--parallelism", "128", "--snapshots", "@s"]);
+        ran.refused(2, &["parallelism is 128", "cores"]);
+        assert!(!place.path("s").exists());
+    }
+}
+
+#[test]
+fn arguments_that_contradict_each_other_are_usage_errors() {
+    let place = Place::with_text("a");
+    place.count(&["--json"]).refused(2, &["--json", "--output DIR"]);
+    place.count(&["--output", "@d", "--snapshots", "@d"]).refused(2, &["--output and --snapshots"]);
+    place.count(&["--rate", "-1"]).refused(2, &["--rate"]);
+    place.count(&["--rate", "NaN"]).refused(2, &["--rate"]);
+    place.count(&["--limit", "x"]).refused(2, &["--limit"]);
+    place.count(&["--emit", "all"]).refused(2, &["--emit", "final"]);
+    tidegate(&["bench", "paper", "--keys", "0"]).refused(2, &["--keys"]);
+    tidegate(&["bench", "paper", "--ring-slots", "1000"])
+        .refused(2, &["ring slots", "power of two"]);
+    tidegate(&["bench", "paper", "--snapshots", "x"]).refused(2, &["--mode abs"]);
+}
+
+#[test]
+fn an_output_that_is_already_there_is_left_alone() {
+    let place = Place::with_text("a");
+    fs::create_dir(place.path("out")).expect("a directory");
+    fs::write(place.path("out").join("mine"), "keep").expect("a file");
+    let path = place.path("out").display().to_string();
+    for more in [&["--output", "@out"][..], &["--output", "@out", "--snapshots", "@s"]] {
+        place.count(more).refused(1, &[&path, "'mine'", "empty directory"]);
+    }
+    assert_eq!(contents(&place.path("out")), [("mine".into(), b"keep".to_vec())].into());
+    place.count(&["--output", "@text"]).refused(1, &["text"]);
+}
+
+#[test]
+fn a_snapshot_directory_of_another_job_is_left_alone() {
+    let place = Place::new(20);
+    place.count(&["--snapshots", "@s"]).succeeded();
+    let before = contents(&place.path("s"));
+    let path = place.path("s").display().to_string();
+    let needles = [&*path, "another job", "found", "expected", "another directory"];
+    place.count(&["--snapshots", "@s", "--limit", "3"]).refused(1, &needles);
+    place.count(&["--snapshots", "@s", "--emit", "updates"]).refused(1, &needles);
+    let mut after = contents(&place.path("s"));
+    after.insert("LOCK".into(), before["LOCK"].clone());
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_directory_of_other_files_is_no_snapshot_directory() {
+    let place = Place::new(20);
+    fs::create_dir(place.path("s")).expect("a directory");
+    fs::write(place.path("s").join("thesis.tex"), "keep").expect("a file");
+    let path = place.path("s").display().to_string();
+    place.count(&["--snapshots", "@s"]).refused(1, &[&path, "'thesis.tex'", "empty directory"]);
+    assert_eq!(contents(&place.path("s")).len(), 1);
+    place.count(&["--snapshots", "@text"]).refused(1, &["text", "not a directory"]);
+}
+
+#[test]
+fn a_snapshot_directory_in_use_names_the_process() {
+    let place = Place::new(20);
+    let more = ["--snapshots", "@s", "--rate", "0", "--output", "@out"];
+    let mut child = start(&place.arguments(&more));
+    let pid = child.id().to_string();
+    until(&mut child, || contents(&place.path("s")).get("LOCK").is_some_and(|b| b.len() > 1));
+    let path = place.path("s").display().to_string();
+    let other = ["--snapshots", "@s", "--output", "@other"];
+    place.count(&other).refused(1, &[&path, &format!("pid {pid}"), "stop it"]);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
+    Ran::after(child).succeeded();
+    assert!(!place.path("other").exists());
+    place.count(&["--snapshots", "@s", "--output", "@out"]).succeeded();
+    assert_final(&place.committed("out"), &place.text);
+}
+
+#[test]
+fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
+    let place = Place::new(2000);
+    let more = ["--snapshots", "@s", "--output", "@out", "--emit", "updates", "--roll", "0"];
+    let mut child = start(&place.arguments(&[&more[..], &["--rate", "4000"]].concat()));
+    until(&mut child, || manifests(&place).len() >= 3);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
+    Ran::after(child).succeeded();
+    let newest = manifests(&place).pop().expect("a manifest");
+    flip(&newest);
+    let (newest, directory) = (newest.display().to_string(), place.path("s").display().to_string());
+    tidegate(&["snapshot", "list", &directory]).succeeded();
+    let verified = tidegate(&["snapshot", "verify", &directory]);
+    assert_eq!(verified.code, Some(1));
+    assert!(
+        verified.stderr.contains(&format!("{newest} is corrupt at byte ")),
+        "{}",
+        verified.stderr
+    );
+    let ran = place.count(&more).succeeded();
+    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains(&newest), "{}", ran.stderr);
+    assert_updates(&place.committed("out"), &place.text);
+}
+
+#[test]
+fn snapshots_that_are_all_damaged_are_an_error_and_nothing_is_lost() {
+    let place = Place::new(50);
+    place.count(&["--snapshots", "@s", "--output", "@out"]).succeeded();
+    manifests(&place).iter().for_each(|path| flip(path));
+    let (output, snapshots) = (contents(&place.path("out")), manifests(&place));
+    let path = place.path("s").display().to_string();
+    let ran = place.count(&["--snapshots", "@s", "--output", "@out"]);
+    ran.refused(1, &[&path, "can be restored", "is corrupt at byte"]);
+    assert_eq!((contents(&place.path("out")), manifests(&place)), (output, snapshots));
+}
+
+#[test]
+fn a_full_standard_output_fails_the_job() {
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else { return };
+    let place = Place::new(50);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let output = command.args(place.arguments(&[])).stdout(full).output().expect("a process");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("standard output") && stderr.contains("No space left"), "{stderr}");
+}
+
+#[test]
+fn a_snapshot_directory_that_is_not_there_is_named_by_who_looks_at_it() {
+    for action in ["list", "show", "verify"] {
+        tidegate(&["snapshot", action, "/nowhere/at/all"]).refused(1, &["/nowhere/at/all"]);
+    }
+}
