@@ -142,22 +142,35 @@ fn thread(
             sent = true;
         }
         for _ in 0..4 {
-            worked |= stage(&mut first, &mut sums, Some(&mut second), |r| r.0, || 0, |key, sum, r| {
-                *sum += r.1;
-                (key2(key), (key2(key), *sum))
-            });
+            worked |= stage(
+                &mut first,
+                &mut sums,
+                Some(&mut second),
+                |r| r.0,
+                || 0,
+                |key, sum, r| {
+                    *sum += r.1;
+                    (key2(key), (key2(key), *sum))
+                },
+            );
         }
         if first.ended == threads && !summed {
             second.end();
             summed = true;
         }
         for _ in 0..4 {
-            worked |=
-                stage(&mut second, &mut counts, Some(&mut third), |r| r.0, || (0, 0), |key, v, r| {
+            worked |= stage(
+                &mut second,
+                &mut counts,
+                Some(&mut third),
+                |r| r.0,
+                || (0, 0),
+                |key, v, r| {
                     v.0 += 1;
                     v.1 = v.1.max(r.1);
                     (key3(key), (key3(key), v.0, v.1))
-                });
+                },
+            );
         }
         if second.ended == threads && !counted {
             third.end();
@@ -165,11 +178,18 @@ fn thread(
         }
         for _ in 0..4 {
             let none: Option<&mut Shuffle<()>> = None;
-            worked |= stage(&mut third, &mut totals, none, |r| r.0, || 0, |key, total, r| {
-                *total = total.wrapping_add(r.1).wrapping_add(r.2);
-                checksum = checksum.wrapping_add(checksum_term(key, *total));
-                (0, ())
-            });
+            worked |= stage(
+                &mut third,
+                &mut totals,
+                none,
+                |r| r.0,
+                || 0,
+                |key, total, r| {
+                    *total = total.wrapping_add(r.1).wrapping_add(r.2);
+                    checksum = checksum.wrapping_add(checksum_term(key, *total));
+                    (0, ())
+                },
+            );
         }
         if !worked {
             std::hint::spin_loop();
@@ -221,6 +241,12 @@ fn engine(
     (report.elapsed.as_secs_f64(), checksum.sum(), share)
 }
 
+/// CPU seconds of this process: what is left to compare on a busy machine, with one thread.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -243,7 +269,9 @@ fn main() {
     let expected = expected_checksum(records, keys);
     let mut columns: [Vec<f64>; 3] = Default::default();
     for round in 1..=rounds {
+        let began = cpu_seconds();
         let (ours, sum, share) = engine(records, keys, &config, interval);
+        let middle = cpu_seconds();
         assert_eq!(sum, expected, "the engine's checksum");
         let (theirs, sum) = match interval {
             None => hand_written(records, keys, parallelism, config.ring_slots),
@@ -252,11 +280,15 @@ fn main() {
                 (seconds, sum)
             }
         };
+        let cpu = (cpu_seconds() - middle) / (middle - began);
         assert_eq!(sum, expected, "the other's checksum");
         let rate = |seconds: f64| records as f64 / seconds / 1e6;
         let row = [rate(ours), rate(theirs), theirs / ours];
         let share = share.map_or(String::new(), |share| format!("  snapshots {share:.3}"));
-        println!("round {round}: {:7.2} {:7.2} M/s  ratio {:.3}{share}", row[0], row[1], row[2]);
+        println!(
+            "round {round}: {:7.2} {:7.2} M/s  ratio {:.3}  cpu {cpu:.3}{share}",
+            row[0], row[1], row[2]
+        );
         columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
     }
     let [ours, theirs, ratio] = &mut columns;

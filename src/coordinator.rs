@@ -313,7 +313,8 @@ impl<P> Coordinator<P> {
                 actions.push(Action::Finish { complete });
             }
             Some((complete, false)) => {
-                self.phase = Phase::Last { complete, settled: true, tries: 0, not_before_ns: now_ns };
+                self.phase =
+                    Phase::Last { complete, settled: true, tries: 0, not_before_ns: now_ns };
             }
             None => {}
         }

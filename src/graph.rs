@@ -145,9 +145,7 @@ pub enum Partition {
 pub type MakeOutbox = Arc<dyn Fn(Vec<Erased>, Probe) -> Erased>;
 
 /// The [`MakeOutbox`] for records of type `T`.
-pub fn make_outbox<T: Record>(
-    route: impl Fn() -> Box<dyn Route<T>> + 'static,
-) -> MakeOutbox {
+pub fn make_outbox<T: Record>(route: impl Fn() -> Box<dyn Route<T>> + 'static) -> MakeOutbox {
     Arc::new(move |producers, probe| {
         let producers = producers.into_iter().map(unerase::<Producer<T>>).collect();
         erase_stage::<T>(Box::new(Outbox::new(route(), producers, probe)))

@@ -68,8 +68,11 @@ impl Plan {
     /// Plans `graph` for `workers` workers.
     #[must_use]
     pub fn new(graph: &Graph, workers: usize, ring_slots: usize) -> Self {
-        let parallelism: Vec<usize> =
-            graph.operators.iter().map(|operator| operator.parallelism.unwrap_or(workers)).collect();
+        let parallelism: Vec<usize> = graph
+            .operators
+            .iter()
+            .map(|operator| operator.parallelism.unwrap_or(workers))
+            .collect();
         let mut partition = Vec::with_capacity(graph.edges.len());
         let mut chained = Vec::with_capacity(graph.edges.len());
         for edge in &graph.edges {
@@ -178,7 +181,10 @@ impl Plan {
 fn names(graph: &Graph) -> Arc<[String]> {
     let operators = graph.operators.iter().map(|operator| operator.name.clone());
     let keys = graph.edges.iter().map(|edge| {
-        format!("{} (key of the stream from {})", graph.operators[edge.to].name, graph.operators[edge.from].name)
+        format!(
+            "{} (key of the stream from {})",
+            graph.operators[edge.to].name, graph.operators[edge.from].name
+        )
     });
     operators.chain(keys).collect()
 }

@@ -23,11 +23,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::config::BATCH_RECORDS;
+use crate::error::Result;
 use crate::graph::{
-    Build, Edge, Graph, MakeOutbox, Operator, OperatorIndex, Partition, Port, TaskContext, Erased,
+    Build, Edge, Erased, Graph, MakeOutbox, Operator, OperatorIndex, Partition, Port, TaskContext,
     inbox_head, make_outbox, unerase,
 };
-use crate::error::Result;
 use crate::key::Key;
 use crate::operator::keyed::{
     Aggregate, AtEnd, ByReference, ByValue, EachUpdate, Fold, Keyed, Reduce, Select,
@@ -39,7 +40,6 @@ use crate::operator::split::{Side, Split};
 use crate::operator::transform::{FlatMap, Transform};
 use crate::operator::{Downstream, Stage};
 use crate::outbox::{ByKey, RoundRobin, ToAll};
-use crate::config::BATCH_RECORDS;
 use crate::record::{Data, Drain, Record};
 use crate::task::SourceTask;
 
@@ -362,11 +362,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         self,
         name: &str,
         kind: &'static str,
-        stage: impl Fn(
-            &TaskContext,
-            Keyed<S::Key, V, S>,
-            Box<dyn Stage<O>>,
-        ) -> Box<dyn Stage<T>>
+        stage: impl Fn(&TaskContext, Keyed<S::Key, V, S>, Box<dyn Stage<O>>) -> Box<dyn Stage<T>>
         + 'static,
     ) -> Stream<O> {
         let Self { mut stream, select } = self;
@@ -409,7 +405,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         name: &str,
         combine: impl FnMut(&mut T, T) + Clone + Send + 'static,
     ) -> Stream<T> {
-        self.each_update(name, "reduce", Reduce(combine))
+        self.each_update(name, "reduce", Reduce::new(combine))
     }
 
     /// Folds the records of a key into a value that begins as `init()`; emits key and new value for
@@ -423,7 +419,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
     where
         (S::Key, V): Record,
     {
-        let emit = |key: &S::Key, value: &V| (key.clone(), value.clone());
+        let emit = |key: S::Key, value: &V| (key, value.clone());
         self.each_update(name, "fold", Aggregate { init, update, emit })
     }
 
@@ -438,7 +434,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
     where
         (S::Key, V): Record,
     {
-        let emit = |key: &S::Key, value: &V| (key.clone(), value.clone());
+        let emit = |key: S::Key, value: &V| (key, value.clone());
         self.at_end(name, "fold_final", Aggregate { init, update, emit })
     }
 
@@ -448,8 +444,9 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         name: &str,
         init: impl FnMut() -> V + Clone + Send + 'static,
         update: impl FnMut(&mut V, T) + Clone + Send + 'static,
-        emit: impl FnMut(&S::Key, &V) -> O + Clone + Send + 'static,
+        mut emit: impl FnMut(&S::Key, &V) -> O + Clone + Send + 'static,
     ) -> Stream<O> {
+        let emit = move |key: S::Key, value: &V| emit(&key, value);
         self.each_update(name, "aggregate", Aggregate { init, update, emit })
     }
 

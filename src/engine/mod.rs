@@ -82,7 +82,7 @@ pub struct Report {
     pub restored: Option<SnapshotId>,
     /// Restarts after failures.
     pub restarts: u32,
-    /// Records read by sources in this run, those read again after a restart included.
+    /// Items of input (lines, indices) read in this run, those read again after a restart included.
     pub records: u64,
     /// From the start of the first task to the last commit.
     pub elapsed: Duration,
@@ -113,7 +113,7 @@ impl Handle {
         self.stop.clone()
     }
 
-    /// Records read by the job's sources so far.
+    /// Items of input (lines, indices) that the job's sources have read so far.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)

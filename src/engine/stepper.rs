@@ -42,9 +42,7 @@ impl<'g> Stepper<'g> {
         config.validate()?;
         Ok(match Supervisor::open(graph, config, disk, handle, notice)? {
             Opened::Complete(report) => Stepping::Complete(report),
-            Opened::Ready(supervisor) => {
-                Stepping::Ready(Self { supervisor, workers: Vec::new() })
-            }
+            Opened::Ready(supervisor) => Stepping::Ready(Self { supervisor, workers: Vec::new() }),
         })
     }
 

@@ -264,11 +264,7 @@ impl<'g> Supervisor<'g> {
     }
 
     /// The workers of a new attempt, restored.
-    fn workers(
-        &mut self,
-        now_ns: u64,
-        notice: &mut dyn FnMut(Notice<'_>),
-    ) -> Result<Vec<Worker>> {
+    fn workers(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Result<Vec<Worker>> {
         self.attempt = Attempt(self.attempt.0 + 1);
         let first = self.store.as_ref().map_or(SnapshotId(1), Store::next_snapshot);
         let first = first.max(self.coordinator.next_snapshot());
@@ -302,7 +298,9 @@ impl<'g> Supervisor<'g> {
     }
 
     fn load(&self) -> Result<Vec<StateEntry>> {
-        let (Some(store), Some(newest)) = (&self.store, &self.newest) else { return Ok(Vec::new()) };
+        let (Some(store), Some(newest)) = (&self.store, &self.newest) else {
+            return Ok(Vec::new());
+        };
         store.load(newest)
     }
 
@@ -476,8 +474,7 @@ impl<'g> Supervisor<'g> {
         let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
         self.store = None; // gives up the lock
         let directory = &snapshots.directory;
-        let opened =
-            Store::open(self.disk.clone(), directory, &self.identity, snapshots.retained)?;
+        let opened = Store::open(self.disk.clone(), directory, &self.identity, snapshots.retained)?;
         opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
         (self.store, self.newest) = (Some(opened.store), opened.newest);
         Ok(())

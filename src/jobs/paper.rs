@@ -16,7 +16,7 @@ pub fn job(records: u64, keys: u64) -> Result<(Graph, Folded)> {
     let job = Job::new("paper");
     job.parameter("keys", keys);
     let (sink, checksum) = FoldSink::new(|(key3, total): &(u64, u64)| checksum_term(*key3, *total));
-    job.source("source", Generator::new("indices", records, |index| index))
+    job.source("source", Generator::new("indices", records, |index, out| out.push(index)))
         .map("map", move |index| {
             let key = key(index, keys);
             (key, value(key))

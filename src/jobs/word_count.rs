@@ -71,32 +71,32 @@ impl WordCount {
     /// The input is missing, empty or unreadable.
     pub fn job(&self, disk: &dyn Disk) -> Result<Graph> {
         let job = Job::new("word-count");
-        let lines = match &self.input {
+        let decode =
+            |line: &[u8], out: &mut Vec<Word>| out.extend(words(line).map(Word::from_slice));
+        let words = match &self.input {
             Some(path) => {
                 let mut file = TextFile::open(path, disk)?;
                 if let Some(limit) = self.limit {
                     file = file.limit(limit, disk)?;
                 }
-                job.source("lines", file)
+                job.source("words", file.decode(decode))
             }
             None => {
                 let text = generated_text();
-                let make = move |index| {
-                    let mut line = Vec::with_capacity(128);
+                let make = move |index, out: &mut Vec<Word>| {
+                    let mut line = Vec::with_capacity(256);
                     text.line(index, &mut line);
-                    line
+                    decode(&line, out);
                 };
                 let lines = self.limit.unwrap_or(GENERATED_LINES);
-                job.source("lines", Generator::new("zipf text, seed 1", lines, make))
+                job.source("words", Generator::new("of zipf text, seed 1", lines, make))
             }
         };
-        let lines = match self.rate {
-            Some(rate) => lines.rate(rate),
-            None => lines,
+        let words = match self.rate {
+            Some(rate) => words.rate(rate),
+            None => words,
         };
-        let words = lines
-            .flat_map_into("split", |line: Vec<u8>, out| out.extend(words(&line).map(Word::from_slice)))
-            .key_by_ref(|word: &Word| word);
+        let words = words.key_by_ref(|word: &Word| word);
         let count = |count: &mut u64, _| *count += 1;
         let counts = match self.emit {
             Emit::Final => words.fold_final("count", || 0_u64, count),

@@ -108,21 +108,24 @@ impl<K: Key, V: Data, S> Keyed<K, V, S> {
 
 /// What a keyed aggregation does per record.
 pub trait Fold<T, K: Key, V: Data, O>: Send {
-    /// Takes `record` into the value of `key` and returns it.
-    fn update<'a>(
+    /// The value of `key`, made if it is new. `record` is taken in by the `update` that follows.
+    fn entry<'a>(
         &mut self,
         table: &'a mut KeyedTable<K, V>,
         hash: u64,
         key: &K,
-        record: T,
+        record: &T,
     ) -> &'a mut V;
 
+    /// Takes `record` into the value.
+    fn update(&mut self, value: &mut V, record: T);
+
     /// What is emitted for the key.
-    fn emit(&mut self, key: &K, value: &V) -> O;
+    fn emit(&mut self, key: K, value: &V) -> O;
 }
 
-#[derive(Clone)]
 /// `fold` and `aggregate`: a value that begins as `init()` and takes records in.
+#[derive(Clone)]
 pub struct Aggregate<Init, Update, Emit> {
     /// The value of a new key.
     pub init: Init,
@@ -138,50 +141,70 @@ where
     V: Data,
     Init: FnMut() -> V + Send,
     Update: FnMut(&mut V, T) + Send,
-    Emit: FnMut(&K, &V) -> O + Send,
+    Emit: FnMut(K, &V) -> O + Send,
 {
     #[inline]
-    fn update<'a>(
+    fn entry<'a>(
         &mut self,
         table: &'a mut KeyedTable<K, V>,
         hash: u64,
         key: &K,
-        record: T,
+        _record: &T,
     ) -> &'a mut V {
-        let value = table.upsert(hash, key, &mut self.init);
-        (self.update)(value, record);
-        value
+        table.upsert(hash, key, &mut self.init)
     }
 
     #[inline]
-    fn emit(&mut self, key: &K, value: &V) -> O {
+    fn update(&mut self, value: &mut V, record: T) {
+        (self.update)(value, record);
+    }
+
+    #[inline]
+    fn emit(&mut self, key: K, value: &V) -> O {
         (self.emit)(key, value)
     }
 }
 
-#[derive(Clone)]
 /// `reduce`: the first record of a key is its value, the others are combined with it.
-pub struct Reduce<F>(pub F);
+#[derive(Clone)]
+pub struct Reduce<F> {
+    combine: F,
+    /// Whether the record at hand has become the value of a new key.
+    taken: bool,
+}
+
+impl<F> Reduce<F> {
+    /// Combines with `combine`.
+    pub fn new(combine: F) -> Self {
+        Self { combine, taken: false }
+    }
+}
 
 impl<T: Data, K: Key, F: FnMut(&mut T, T) + Send> Fold<T, K, T, T> for Reduce<F> {
     #[inline]
-    fn update<'a>(
+    fn entry<'a>(
         &mut self,
         table: &'a mut KeyedTable<K, T>,
         hash: u64,
         key: &K,
-        record: T,
+        record: &T,
     ) -> &'a mut T {
-        let mut record = Some(record);
-        let value = table.upsert(hash, key, || record.take().expect("asked for once"));
-        if let Some(record) = record {
-            (self.0)(value, record);
-        }
-        value
+        self.taken = false;
+        table.upsert(hash, key, || {
+            self.taken = true;
+            record.clone()
+        })
     }
 
     #[inline]
-    fn emit(&mut self, _key: &K, value: &T) -> T {
+    fn update(&mut self, value: &mut T, record: T) {
+        if !self.taken {
+            (self.combine)(value, record);
+        }
+    }
+
+    #[inline]
+    fn emit(&mut self, _key: K, value: &T) -> T {
         value.clone()
     }
 }
@@ -224,8 +247,9 @@ where
             while drain.len() > 0 {
                 self.keyed.chunk(&mut drain, |select, table, hash, record| {
                     let key = select.key(&record);
-                    let value = fold.update(table, hash, &key, record);
-                    out.push(fold.emit(&key, value));
+                    let value = fold.entry(table, hash, &key, &record);
+                    fold.update(value, record);
+                    out.push(fold.emit(key, value));
                 });
             }
         }
@@ -289,8 +313,8 @@ where
         let mut drain = input.drain(usize::MAX);
         while drain.len() > 0 {
             self.keyed.chunk(&mut drain, |select, table, hash, record| {
-                let key = select.key(&record);
-                fold.update(table, hash, &key, record);
+                let value = select.with(&record, |key| fold.entry(table, hash, key, &record));
+                fold.update(value, record);
             });
         }
         Ok(Flow::Done)
@@ -314,7 +338,7 @@ where
                 &mut self.entries,
             );
             let out = self.downstream.fill();
-            out.extend(self.entries.drain(..).map(|(key, value)| self.fold.emit(&key, &value)));
+            out.extend(self.entries.drain(..).map(|(key, value)| self.fold.emit(key, &value)));
             if !more {
                 self.emitted.set(group);
                 self.cursor = Cursor::default();

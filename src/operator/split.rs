@@ -27,13 +27,14 @@ pub struct Split<L, R, F> {
 impl<L, R, F> Split<L, R, F> {
     /// Routes with `route`.
     #[must_use]
-    pub fn new(
-        route: F,
-        left: Box<dyn Stage<L>>,
-        right: Box<dyn Stage<R>>,
-        probe: Probe,
-    ) -> Self {
-        Self { route, left: Downstream::new(left), right: Downstream::new(right), probe, finished: 0 }
+    pub fn new(route: F, left: Box<dyn Stage<L>>, right: Box<dyn Stage<R>>, probe: Probe) -> Self {
+        Self {
+            route,
+            left: Downstream::new(left),
+            right: Downstream::new(right),
+            probe,
+            finished: 0,
+        }
     }
 }
 

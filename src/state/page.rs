@@ -1,17 +1,18 @@
 //! A page: a small open-addressed table whose memory is what goes to disk and comes back.
 //!
 //! ```text
-//! header (64 B) | slots: capacity x (key, value) | tags: capacity + 8 mirrored | heap of long keys
+//! header (64 B) | slots, the last one first: (key, value) | tags: one per slot, 8 zeros | heap of long keys
 //! ```
-//! A tag is 0 for an empty slot, else `0x80 | 7 bits` of the hash. An entry's home is the first slot
-//! of a bucket (one cache line of slots); it lies in the first slot that was free from there on.
-//! A lookup compares 8 tags at a time in one register.
+//! A page is referred to by where its tags begin, so that both a tag and a slot are one addition away
+//! and an update never reads the header. A tag is 0 for an empty slot, else `0x80 | 7 bits` of the
+//! hash. An entry's home is the first slot of a bucket (one cache line of slots); it lies in the first
+//! slot that was free from there on. Behind the homes are up to 8 slots that are nobody's home, so
+//! nothing wraps around. A lookup compares 8 tags at a time in one register.
 //!
 //! Invariants
 //! - Every byte of a page is initialised: pages start zeroed and only plain data is written.
 //! - Every slot from an entry's home to the entry is occupied (removal moves entries back).
-//! - At least an eighth of the slots is empty, so every search ends.
-//! - Tags `capacity..capacity + 8` repeat tags `0..8`, so that a window may wrap around.
+//! - The last 8 tags are 0, so every search ends.
 //! - `K` and `V` are plain, or `K` has [`Key::BYTES`]: checked where a table is made.
 //! - A byte key's slot refers to bytes inside the heap's used part.
 
@@ -22,7 +23,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use super::slot::{ByteSlot, Probe, SlotLayout};
+use super::slot::{ByteSlot, INLINE_BYTES, SlotLayout};
 use crate::key::Key;
 use crate::record::Data;
 
@@ -32,8 +33,14 @@ pub(super) const PAGE_ALIGN: usize = 64;
 /// Bytes before the first slot.
 pub(super) const HEADER_BYTES: usize = size_of::<Header>();
 
-/// Tags that one step of a search compares.
+/// Tags that one step of a search compares, and zeros behind the last.
 const WINDOW: usize = 8;
+
+/// The most slots behind the homes.
+const TAIL_MAX: usize = 8;
+
+/// The fewest homes of a page.
+pub(super) const HOMES_MIN: usize = 4;
 
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
@@ -44,14 +51,12 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 pub(super) struct Header {
     /// [`Header::MAGIC`].
     pub magic: u32,
-    /// Bits of the hash after the key group that all keys here share: the first of `prefix`.
+    /// Bits of the hash that all keys here share; at least those of the key group.
     pub depth: u32,
     /// Those bits, left-aligned.
     pub prefix: u64,
-    /// Key group.
-    pub group: u32,
-    /// Slots; a multiple of the slots per bucket.
-    pub capacity: u32,
+    /// Homes; a multiple of the slots per bucket.
+    pub homes: u32,
     /// Entries.
     pub len: u32,
     /// Size of a key's slot.
@@ -65,7 +70,7 @@ pub(super) struct Header {
     /// Bytes of the heap there are.
     pub heap_capacity: u32,
     /// For later versions; zero.
-    pub reserved: [u32; 4],
+    pub reserved: [u32; 5],
 }
 
 impl Header {
@@ -78,16 +83,23 @@ pub(super) enum Place {
     Vacant(usize),
 }
 
-/// The most entries a page of `capacity` slots takes.
+/// How many slots a page with this many homes has.
 #[inline]
-pub(super) fn entries_max(capacity: usize) -> usize {
-    capacity - capacity.div_ceil(8)
+pub(super) fn slots_of(homes: usize) -> usize {
+    homes + homes.min(TAIL_MAX)
+}
+
+/// The most entries of a page with this many homes: seven eighths, and a few more of a small page.
+/// Clusters that reach the page's end may allow fewer.
+#[inline]
+pub(super) fn entries_max(homes: usize) -> usize {
+    homes - homes / 8 + 12 / homes
 }
 
 /// A page one may read.
 pub(super) struct Page<'a, K, V> {
-    base: NonNull<u8>,
-    buckets: u32,
+    tags: NonNull<u8>,
+    homes: u32,
     entries: PhantomData<&'a (K, V)>,
 }
 
@@ -96,124 +108,112 @@ pub(super) struct PageMut<'a, K, V>(Page<'a, K, V>);
 
 /// A page with its memory.
 pub(super) struct PageBox<K: Key, V: Data> {
-    base: NonNull<u8>,
+    tags: NonNull<u8>,
+    homes: u32,
     entries: PhantomData<(K, V)>,
 }
 
 impl<K: Key, V: Data> PageBox<K, V> {
-    /// Offset of the heap, which is the page's size without one.
-    pub fn heap_at(capacity: usize) -> usize {
-        HEADER_BYTES + capacity * (SlotLayout::<K, V>::STRIDE + 1) + WINDOW
+    /// Offset of the tags in the page's memory.
+    fn tags_at(homes: usize) -> usize {
+        let slots_bytes = slots_of(homes) * SlotLayout::<K, V>::STRIDE;
+        HEADER_BYTES + slots_bytes.next_multiple_of(PAGE_ALIGN)
     }
 
-    fn layout(capacity: usize, heap_capacity: usize) -> Layout {
-        let bytes = Self::heap_at(capacity) + heap_capacity;
+    /// Offset of the heap, which is the page's size without one.
+    pub fn heap_at(homes: usize) -> usize {
+        Self::tags_at(homes) + slots_of(homes) + WINDOW
+    }
+
+    fn layout(homes: usize, heap_capacity: usize) -> Layout {
+        let bytes = Self::heap_at(homes) + heap_capacity;
         Layout::from_size_align(bytes, PAGE_ALIGN).expect("a page of less than isize::MAX bytes")
     }
 
-    /// An empty page like `like` except for its capacities.
-    pub fn new(capacity: usize, heap_capacity: usize, like: &Header) -> Self {
-        assert!(capacity >= WINDOW && capacity.is_multiple_of(SlotLayout::<K, V>::BUCKET));
-        let layout = Self::layout(capacity, heap_capacity);
-        // SAFETY: a page is never smaller than its header.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(memory) else { handle_alloc_error(layout) };
+    /// An empty page for the hashes that begin with the first `depth` bits of `prefix`.
+    pub fn new(homes: usize, heap_capacity: usize, prefix: u64, depth: u32) -> Self {
+        assert!(homes >= HOMES_MIN && homes.is_multiple_of(SlotLayout::<K, V>::BUCKET), "{homes}");
         let header = Header {
             magic: Header::MAGIC,
-            capacity: u32::try_from(capacity).expect("fewer than 2^32 slots"),
-            heap_capacity: u32::try_from(heap_capacity).expect("a heap below 4 GiB"),
+            depth,
+            prefix,
+            homes: u32::try_from(homes).expect("fewer than 2^32 slots"),
             len: 0,
-            heap_used: 0,
-            heap_live: 0,
             key_bytes: SlotLayout::<K, V>::KEY_BYTES as u32,
             value_bytes: size_of::<V>() as u32,
-            ..*like
-        };
-        // SAFETY: the memory starts with room for a header at an alignment above a header's.
-        unsafe { base.cast().write(header) };
-        Self { base, entries: PhantomData }
-    }
-
-    /// The first page of a key group.
-    pub fn of_group(group: u32) -> Self {
-        let like = Header {
-            magic: Header::MAGIC,
-            depth: 0,
-            prefix: 0,
-            group,
-            capacity: 0,
-            len: 0,
-            key_bytes: 0,
-            value_bytes: 0,
             heap_used: 0,
             heap_live: 0,
-            heap_capacity: 0,
-            reserved: [0; 4],
+            heap_capacity: u32::try_from(heap_capacity).expect("a heap below 4 GiB"),
+            reserved: [0; 5],
         };
-        Self::new(WINDOW, 0, &like)
+        let layout = Self::layout(homes, heap_capacity);
+        // SAFETY: a page is never smaller than its header.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
+        // SAFETY: the memory starts with room for a header at an alignment above a header's.
+        unsafe { memory.cast().write(header) };
+        // SAFETY: the tags lie inside the memory.
+        let tags = unsafe { memory.add(Self::tags_at(homes)) };
+        Self { tags, homes: header.homes, entries: PhantomData }
     }
 
     /// A page whose bytes are `bytes`.
     ///
     /// # Safety
-    /// `header` must be the header in `bytes`, with its capacity valid, its heap as large as used,
-    /// and `bytes` of exactly that size. The tags and slots must be proven before they are used.
+    /// `header` must be the header in `bytes`, with its homes valid and a heap at least as large as
+    /// used, and `bytes` of exactly the size it tells. Unless the bytes are those of a page, tags and slots must be proven before they are
+    /// used.
     pub unsafe fn from_bytes(header: &Header, bytes: &[u8]) -> Self {
-        let page = Self::new(header.capacity as usize, header.heap_used as usize, header);
-        let header = Header { heap_capacity: header.heap_used, ..*header };
+        let (homes, heap_capacity) = (header.homes as usize, header.heap_capacity as usize);
+        let page = Self::new(homes, heap_capacity, header.prefix, header.depth);
+        let memory = page.page().memory();
         // SAFETY: the caller promises `bytes` to be as long as the page that was just made of its
         // header, which overlaps nothing.
-        unsafe { page.base.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+        unsafe { memory.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
         // SAFETY: as in `new`.
-        unsafe { page.base.cast().write(header) };
+        unsafe { memory.cast().write(*header) };
         page
     }
 
-    #[inline]
-    pub fn page(&self) -> Page<'_, K, V> {
-        // SAFETY: the memory holds a page as long as this box lives.
-        unsafe { Page::from_raw(self.base, self.buckets()) }
+    /// A copy of `page`, byte by byte.
+    pub fn copy_of(page: Page<'_, K, V>) -> Self {
+        // SAFETY: header and bytes are those of a page.
+        unsafe { Self::from_bytes(page.header(), page.bytes()) }
     }
 
-    #[inline]
-    pub fn page_mut(&mut self) -> PageMut<'_, K, V> {
-        // SAFETY: the memory holds a page as long as this box lives, which is borrowed mutably.
-        unsafe { PageMut::from_raw(self.base, self.buckets()) }
-    }
-
-    /// Buckets of the page, for [`Page::from_raw`].
-    pub fn buckets(&self) -> u32 {
-        // SAFETY: the memory starts with an initialised header.
-        let header = unsafe { self.base.cast::<Header>().as_ref() };
-        header.capacity / SlotLayout::<K, V>::BUCKET as u32
-    }
-
-    /// The page's memory, no longer freed with this box.
-    pub fn into_raw(self) -> NonNull<u8> {
-        std::mem::ManuallyDrop::new(self).base
+    /// Where the page's tags are and how many homes it has. Its memory is no longer freed.
+    pub fn into_raw(self) -> (NonNull<u8>, u32) {
+        let page = std::mem::ManuallyDrop::new(self);
+        (page.tags, page.homes)
     }
 
     /// Takes back what [`into_raw`](Self::into_raw) gave.
     ///
     /// # Safety
-    /// `base` must come from `into_raw` of this type and not be used by anyone else from now on.
-    pub unsafe fn from_raw(base: NonNull<u8>) -> Self {
-        Self { base, entries: PhantomData }
+    /// The parts must come from `into_raw` of this type and not be used by anyone else from now on.
+    pub unsafe fn from_raw(tags: NonNull<u8>, homes: u32) -> Self {
+        Self { tags, homes, entries: PhantomData }
     }
 
-    /// A copy of `page`, byte by byte.
-    pub fn copy_of(page: Page<'_, K, V>) -> Self {
-        // SAFETY: header and bytes are those of a valid page.
-        unsafe { Self::from_bytes(page.header(), page.bytes()) }
+    #[inline]
+    pub fn page(&self) -> Page<'_, K, V> {
+        // SAFETY: the memory holds a page as long as this box lives.
+        unsafe { Page::from_raw(self.tags, self.homes) }
+    }
+
+    #[inline]
+    pub fn page_mut(&mut self) -> PageMut<'_, K, V> {
+        // SAFETY: the memory holds a page as long as this box lives, which is borrowed mutably.
+        unsafe { PageMut::from_raw(self.tags, self.homes) }
     }
 }
 
 impl<K: Key, V: Data> Drop for PageBox<K, V> {
     fn drop(&mut self) {
-        let header = self.page();
-        let layout = Self::layout(header.capacity(), header.header().heap_capacity as usize);
+        let page = self.page();
+        let layout = Self::layout(page.homes(), page.header().heap_capacity as usize);
         // SAFETY: `new` allocated the page with the layout of the capacities in its header.
-        unsafe { dealloc(self.base.as_ptr(), layout) };
+        unsafe { dealloc(page.memory().as_ptr(), layout) };
     }
 }
 
@@ -231,26 +231,36 @@ impl<K, V> Copy for Page<'_, K, V> {}
 
 impl<'a, K: Key, V: Data> Page<'a, K, V> {
     /// # Safety
-    /// `base` must be a page of `(K, V)` with `buckets` buckets that nobody changes for `'a`.
+    /// `tags` must be those of a page of `(K, V)` with `homes` homes that nobody changes for `'a`.
     #[inline]
-    pub unsafe fn from_raw(base: NonNull<u8>, buckets: u32) -> Self {
-        Self { base, buckets, entries: PhantomData }
+    pub unsafe fn from_raw(tags: NonNull<u8>, homes: u32) -> Self {
+        Self { tags, homes, entries: PhantomData }
     }
 
-    #[inline]
+    /// What [`from_raw`](Self::from_raw) takes.
+    pub fn raw(&self) -> (NonNull<u8>, u32) {
+        (self.tags, self.homes)
+    }
+
+    /// Where the page's memory begins: its header.
+    fn memory(&self) -> NonNull<u8> {
+        // SAFETY: the tags lie this far behind the header.
+        unsafe { self.tags.sub(PageBox::<K, V>::tags_at(self.homes())) }
+    }
+
     pub fn header(&self) -> &'a Header {
         // SAFETY: a page starts with an initialised header.
-        unsafe { self.base.cast().as_ref() }
-    }
-
-    /// Where the page lies.
-    pub fn base(&self) -> NonNull<u8> {
-        self.base
+        unsafe { self.memory().cast().as_ref() }
     }
 
     #[inline]
-    pub fn capacity(&self) -> usize {
-        self.buckets as usize * SlotLayout::<K, V>::BUCKET
+    pub fn homes(&self) -> usize {
+        self.homes as usize
+    }
+
+    #[inline]
+    pub fn slots(&self) -> usize {
+        slots_of(self.homes())
     }
 
     #[inline]
@@ -258,114 +268,124 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
         self.header().len as usize
     }
 
-    /// Whether one more entry with a key of `heap_bytes` in the heap fits.
-    #[inline]
-    pub fn has_room_for(&self, heap_bytes: usize) -> bool {
+    /// Whether one more entry fits into slot `index`, with `heap_bytes` of its key in the heap.
+    pub fn has_room(&self, index: usize, heap_bytes: usize) -> bool {
         let header = self.header();
-        self.len() < entries_max(self.capacity())
+        index < self.slots()
+            && self.len() < entries_max(self.homes())
             && heap_bytes <= (header.heap_capacity - header.heap_used) as usize
     }
 
     /// Everything that goes to disk.
     pub fn bytes(&self) -> &'a [u8] {
-        let len = PageBox::<K, V>::heap_at(self.capacity()) + self.header().heap_used as usize;
+        let len = PageBox::<K, V>::heap_at(self.homes()) + self.header().heap_used as usize;
         // SAFETY: the page is at least that large, and every byte of it is initialised.
-        unsafe { NonNull::slice_from_raw_parts(self.base, len).as_ref() }
+        unsafe { NonNull::slice_from_raw_parts(self.memory(), len).as_ref() }
     }
 
     #[inline]
     fn slot(&self, index: usize) -> NonNull<u8> {
-        debug_assert!(index < self.capacity(), "slot {index} of {}", self.capacity());
-        // SAFETY: slots lie behind the header, `STRIDE` bytes each; `index` is one of them.
-        unsafe { self.base.add(HEADER_BYTES + index * SlotLayout::<K, V>::STRIDE) }
+        debug_assert!(index < self.slots(), "slot {index} of {}", self.slots());
+        // SAFETY: slots lie before the tags, `STRIDE` bytes each; `index` is one of them.
+        unsafe { self.tags.sub((index + 1) * SlotLayout::<K, V>::STRIDE) }
     }
 
+    /// Where the tag of slot `index` lies.
     #[inline]
-    fn tags(&self) -> NonNull<u8> {
-        // SAFETY: the tags follow the slots.
-        unsafe { self.base.add(HEADER_BYTES + self.capacity() * SlotLayout::<K, V>::STRIDE) }
+    fn tag_ptr(&self, index: usize) -> NonNull<u8> {
+        debug_assert!(index < self.slots() + WINDOW, "tag {index} of {}", self.slots());
+        // SAFETY: there are `slots + WINDOW` tags.
+        unsafe { self.tags.add(index) }
     }
 
-    /// The tag of slot `index`, which may be mirrored.
+    /// The tag of slot `index`; 0 behind the last.
     #[inline]
     pub fn tag(&self, index: usize) -> u8 {
-        debug_assert!(index < self.capacity() + WINDOW, "tag {index} of {}", self.capacity());
-        // SAFETY: there are `capacity + WINDOW` tags.
-        let tag = unsafe { self.tags().add(index) };
         // SAFETY: tags are initialised bytes of the page.
-        unsafe { tag.read() }
+        unsafe { self.tag_ptr(index).read() }
     }
 
     /// Eight tags from slot `index` on.
     #[inline]
     fn window(&self, index: usize) -> u64 {
-        debug_assert!(index < self.capacity(), "window {index} of {}", self.capacity());
-        // SAFETY: there are `capacity + WINDOW` tags.
-        let tags = unsafe { self.tags().add(index) };
-        // SAFETY: eight tags from any slot on lie within the tags.
-        u64::from_le_bytes(unsafe { tags.cast::<[u8; WINDOW]>().read() })
+        debug_assert!(index <= self.slots(), "window {index} of {}", self.slots());
+        // SAFETY: eight tags from any slot on, or from behind the last, lie within the tags.
+        u64::from_le_bytes(unsafe { self.tag_ptr(index).cast::<[u8; WINDOW]>().read() })
     }
 
     #[inline]
     fn home(&self, hash: u64) -> usize {
-        let bucket = (u64::from(hash as u32) * u64::from(self.buckets)) >> 32;
-        bucket as usize * SlotLayout::<K, V>::BUCKET
-    }
-
-    #[inline]
-    fn wrap(&self, index: usize) -> usize {
-        if index >= self.capacity() { index - self.capacity() } else { index }
+        let scaled = (u64::from(hash as u32) * u64::from(self.homes)) >> 32;
+        scaled as usize / SlotLayout::<K, V>::BUCKET * SlotLayout::<K, V>::BUCKET
     }
 
     /// Asks the cache for what a lookup of `hash` reads first.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         let home = self.home(hash);
+        prefetch(self.tag_ptr(home));
         prefetch(self.slot(home));
-        // SAFETY: home is a slot, so its tag lies within the page.
-        prefetch(unsafe { self.tags().add(home) });
     }
 
     /// Looks for a key.
     #[inline]
-    pub fn find(&self, hash: u64, probe: &Probe<'_, K>) -> Place {
-        let wanted = ONES * u64::from(tag_of(hash));
+    pub fn find(&self, hash: u64, key: &K) -> Place {
+        match K::BYTES {
+            None => self.search(hash, |index| self.plain_key(index) == key),
+            Some(byte_key) => self.find_bytes(hash, (byte_key.bytes)(key)),
+        }
+    }
+
+    /// Looks for a byte-string key.
+    #[inline]
+    fn find_bytes(&self, hash: u64, bytes: &[u8]) -> Place {
+        if bytes.len() <= INLINE_BYTES {
+            let slot = ByteSlot::inline(bytes);
+            self.search(hash, |index| self.byte_slot(index) == slot)
+        } else {
+            self.find_long(hash, bytes)
+        }
+    }
+
+    #[inline(never)]
+    fn find_long(&self, hash: u64, bytes: &[u8]) -> Place {
+        let slot = ByteSlot::long(bytes.len(), 0, hash);
+        self.search(hash, |index| {
+            self.byte_slot(index).resembles(slot) && self.key_bytes(index) == bytes
+        })
+    }
+
+    /// Looks for the slot that `is_wanted`. One copy per kind of key, inside its loop.
+    #[inline(always)]
+    fn search(&self, hash: u64, is_wanted: impl Fn(usize) -> bool) -> Place {
+        let tag = tag_of(hash);
         let mut at = self.home(hash);
         loop {
             let window = self.window(at);
-            let difference = window ^ wanted;
-            // A false hit needs a tag that differs in its last bit only, so it is never empty.
-            let mut hits = difference.wrapping_sub(ONES) & !difference & HIGHS;
+            let mut hits = hits_in(window, tag);
             while hits != 0 {
-                let index = self.wrap(at + hits.trailing_zeros() as usize / 8);
-                if self.key_matches(index, probe) {
+                let index = at + hits.trailing_zeros() as usize / 8;
+                if is_wanted(index) {
                     return Place::Found(index);
                 }
                 hits &= hits - 1;
             }
             let empty = !window & HIGHS;
             if empty != 0 {
-                return Place::Vacant(self.wrap(at + empty.trailing_zeros() as usize / 8));
+                return Place::Vacant(at + empty.trailing_zeros() as usize / 8);
             }
-            at = self.wrap(at + WINDOW);
+            at += WINDOW;
         }
     }
 
-    /// Where an entry with this hash goes that is known to be absent.
+    /// Where an entry with this hash goes that is known to be absent; the number of slots if there is
+    /// no slot left.
     pub fn vacancy(&self, hash: u64) -> usize {
         let mut at = self.home(hash);
         while self.tag(at) != 0 {
-            at = self.wrap(at + 1);
+            at += 1;
         }
         at
-    }
-
-    #[inline]
-    fn key_matches(&self, index: usize, probe: &Probe<'_, K>) -> bool {
-        match probe {
-            Probe::Plain(key) => self.plain_key(index) == *key,
-            probe => probe.matches_bytes(self.byte_slot(index), |len, at| self.heap(len, at)),
-        }
     }
 
     /// The key in a live slot; only where keys are plain.
@@ -388,7 +408,7 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     fn heap(&self, len: usize, offset: usize) -> &'a [u8] {
         debug_assert!(offset + len <= self.header().heap_used as usize);
         // SAFETY: byte slots refer to the used part of the heap.
-        let start = unsafe { self.base.add(PageBox::<K, V>::heap_at(self.capacity()) + offset) };
+        let start = unsafe { self.tags.add(self.slots() + WINDOW + offset) };
         // SAFETY: as above; the bytes are initialised.
         unsafe { NonNull::slice_from_raw_parts(start, len).as_ref() }
     }
@@ -434,8 +454,8 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     /// Whether the entry in live slot `index` is where a search for it ends, under `hash`.
     pub fn is_in_place(&self, index: usize, hash: u64) -> bool {
         let place = match K::BYTES {
-            Some(_) => self.find(hash, &Probe::of_bytes(self.key_bytes(index), hash)),
-            None => self.find(hash, &Probe::Plain(self.plain_key(index))),
+            Some(_) => self.find_bytes(hash, self.key_bytes(index)),
+            None => self.find(hash, self.plain_key(index)),
         };
         self.tag(index) == tag_of(hash) && matches!(place, Place::Found(found) if found == index)
     }
@@ -462,7 +482,7 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
 
     /// The live slots, in order.
     pub fn live(self) -> impl Iterator<Item = usize> + use<'a, K, V> {
-        (0..self.capacity()).filter(move |index| self.tag(*index) != 0)
+        (0..self.slots()).filter(move |index| self.tag(*index) != 0)
     }
 }
 
@@ -476,37 +496,34 @@ impl<'a, K, V> Deref for PageMut<'a, K, V> {
 
 impl<K: Key, V: Data> PageMut<'_, K, V> {
     /// # Safety
-    /// `base` must be a page of `(K, V)` with `buckets` buckets that nobody else uses meanwhile.
+    /// `tags` must be those of a page of `(K, V)` with `homes` homes that nobody else uses meanwhile.
     #[inline]
-    pub unsafe fn from_raw(base: NonNull<u8>, buckets: u32) -> Self {
+    pub unsafe fn from_raw(tags: NonNull<u8>, homes: u32) -> Self {
         // SAFETY: as promised by the caller.
-        Self(unsafe { Page::from_raw(base, buckets) })
+        Self(unsafe { Page::from_raw(tags, homes) })
     }
 
     #[inline]
     fn header_mut(&mut self) -> &mut Header {
         // SAFETY: a page starts with an initialised header.
-        unsafe { self.base.cast().as_mut() }
-    }
-
-    /// Narrows the page to keys with this prefix; it must be empty.
-    pub fn set_prefix(&mut self, prefix: u64, depth: u32) {
-        let header = self.header_mut();
-        (header.prefix, header.depth) = (prefix, depth);
+        unsafe { self.memory().cast().as_mut() }
     }
 
     /// Fills the vacant slot that [`Page::find`] named; there must be room.
-    #[inline]
-    pub fn fill(&mut self, index: usize, hash: u64, probe: &Probe<'_, K>, value: V) {
-        debug_assert!(self.tag(index) == 0 && self.has_room_for(probe.heap_bytes()));
-        match probe {
+    pub fn fill(&mut self, index: usize, hash: u64, key: &K, value: V) {
+        debug_assert!(self.tag(index) == 0 && self.has_room(index, heap_bytes_of(key)));
+        match K::BYTES {
             // SAFETY: the key is plain, so a copy of its bytes is a key; a reference to it cannot
             // overlap a vacant slot.
-            Probe::Plain(key) => unsafe {
-                self.slot(index).cast::<K>().copy_from_nonoverlapping(NonNull::from(*key), 1);
+            None => unsafe {
+                self.slot(index).cast::<K>().copy_from_nonoverlapping(NonNull::from(key), 1);
             },
-            Probe::Inline(slot) => self.write_byte_slot(index, *slot),
-            Probe::Long(_, bytes) => self.write_long_key(index, hash, bytes),
+            Some(byte_key) => match (byte_key.bytes)(key) {
+                bytes if bytes.len() <= INLINE_BYTES => {
+                    self.write_byte_slot(index, ByteSlot::inline(bytes));
+                }
+                bytes => self.write_long_key(index, hash, bytes),
+            },
         }
         // SAFETY: the value's place lies inside the slot, at its alignment.
         unsafe { self.value_ptr(index).write(value) };
@@ -524,7 +541,7 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
         let offset = self.header().heap_used as usize;
         assert!(offset + bytes.len() <= self.header().heap_capacity as usize);
         // SAFETY: the heap has room for the bytes at its used part's end, as just asserted.
-        let start = unsafe { self.base.add(PageBox::<K, V>::heap_at(self.capacity()) + offset) };
+        let start = unsafe { self.tags.add(self.slots() + WINDOW + offset) };
         // SAFETY: as above; `bytes` is borrowed, so it does not lie in this page.
         unsafe { start.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
         self.write_byte_slot(index, ByteSlot::long(bytes.len(), offset, hash));
@@ -535,17 +552,9 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
 
     #[inline]
     fn set_tag(&mut self, index: usize, tag: u8) {
-        debug_assert!(index < self.capacity());
-        // SAFETY: there are `capacity + WINDOW` tags.
-        let place = unsafe { self.tags().add(index) };
-        // SAFETY: as above.
-        unsafe { place.write(tag) };
-        if index < WINDOW {
-            // SAFETY: the mirrored tags follow the others.
-            let mirror = unsafe { self.tags().add(self.capacity() + index) };
-            // SAFETY: as above.
-            unsafe { mirror.write(tag) };
-        }
+        debug_assert!(index < self.slots());
+        // SAFETY: tags are bytes of the page.
+        unsafe { self.tag_ptr(index).write(tag) };
     }
 
     /// Takes the entry of a live slot out.
@@ -565,25 +574,27 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
 
     /// Moves entries behind `hole` back so that none is cut off from its home; the hole that is left.
     fn close_gap(&mut self, mut hole: usize) -> usize {
-        let mut next = self.wrap(hole + 1);
+        let mut next = hole + 1;
         while self.tag(next) != 0 {
-            let home = self.home(self.hash_at(next));
-            let distance = |from: usize| self.wrap(next + self.capacity() - from);
-            if distance(home) >= distance(hole) {
+            if self.home(self.hash_at(next)) <= hole {
                 let (from, to, tag) = (self.slot(next), self.slot(hole), self.tag(next));
                 // SAFETY: two different slots of `STRIDE` bytes; entries are plain.
                 unsafe { to.copy_from_nonoverlapping(from, SlotLayout::<K, V>::STRIDE) };
                 self.set_tag(hole, tag);
                 hole = next;
             }
-            next = self.wrap(next + 1);
+            next += 1;
         }
         hole
     }
 
-    /// Copies the entry in live slot `index` of `from`; there must be room and no such key.
-    pub fn copy_entry(&mut self, from: Page<'_, K, V>, index: usize, hash: u64) {
+    /// Copies the entry in live slot `index` of `from`; there must be room in the heap and no such
+    /// key. False if there is no slot for it.
+    pub fn copy_entry(&mut self, from: Page<'_, K, V>, index: usize, hash: u64) -> bool {
         let to = self.vacancy(hash);
+        if to >= self.slots() {
+            return false;
+        }
         let (source, target) = (from.slot(index), self.slot(to));
         // SAFETY: slots of two pages, `STRIDE` bytes each; entries are plain.
         unsafe { target.copy_from_nonoverlapping(source, SlotLayout::<K, V>::STRIDE) };
@@ -592,6 +603,7 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
         }
         self.set_tag(to, tag_of(hash));
         self.header_mut().len += 1;
+        true
     }
 }
 
@@ -601,9 +613,23 @@ impl<K: Key, V: Data> DerefMut for PageMut<'_, K, V> {
     }
 }
 
+/// Bytes of the heap that a key takes.
+pub(super) fn heap_bytes_of<K: Key>(key: &K) -> usize {
+    let bytes = K::BYTES.map_or(0, |byte_key| (byte_key.bytes)(key).len());
+    if bytes > INLINE_BYTES { bytes } else { 0 }
+}
+
 #[inline]
 fn tag_of(hash: u64) -> u8 {
     (hash >> 32) as u8 | 0x80
+}
+
+/// The high bits of those tags of a window that equal `tag`. There may be a false hit behind a true
+/// one, on a tag that differs in its last bit only, so never on an empty slot.
+#[inline]
+fn hits_in(window: u64, tag: u8) -> u64 {
+    let difference = window ^ (ONES * u64::from(tag));
+    difference.wrapping_sub(ONES) & !difference & HIGHS
 }
 
 #[inline]

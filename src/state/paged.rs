@@ -1,13 +1,13 @@
 //! A keyed table of plain entries in pages, and the capture of one version of it.
 //!
-//! Owns a [`Directory`] per key group and what a marked version needs: `mark` raises the version; a
+//! Owns a [`Directory`] and what a marked version needs: `mark` raises the version; a
 //! page whose directory entry has another version is copied before its first write; `drain` walks
-//! the marked version in the order of positions, taking each page from where its captured bytes are.
+//! the marked version in the order of hashes, taking each page from where its captured bytes are.
 //!
 //! Invariants
 //! - While a mark is open, a page whose entry has another version has not changed since the mark;
-//!   of every other range of positions not yet written, `preserved` holds the captured page.
-//! - The captured pages tile the positions, so the walk over live and preserved pages meets each once.
+//!   of every other range of hashes not yet written, `preserved` holds the captured page.
+//! - The captured pages tile the hashes, so the walk over live and preserved pages meets each once.
 //! - Versions are compared for equality only. One would have to be abandoned 2^32 times in a row to
 //!   come around: a completed drain stamps every page.
 
@@ -17,10 +17,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use super::directory::{Directory, position_after, position_of};
+use super::directory::{Directory, group_start, hash_after};
 use super::keyed::Cursor;
-use super::page::{Page, PageBox, PageMut, Place};
-use super::slot::Probe;
+use super::page::{Page, PageBox, PageMut, Place, heap_bytes_of};
 use super::{Drained, SCHEMA_BYTE_PAGES, SCHEMA_PAGES, StateWriter, restore};
 use crate::id::{KeyGroup, StateSlot};
 use crate::key::Key;
@@ -31,8 +30,8 @@ use crate::record::Data;
 const PIECE_BYTES_MIN: usize = 2048;
 
 pub(super) struct PagedTable<K: Key, V: Data> {
-    first_group: u32,
-    groups: Vec<Directory<K, V>>,
+    directory: Directory<K, V>,
+    groups: Range<u32>,
     len: usize,
     capture: Capture<K, V>,
 }
@@ -40,10 +39,10 @@ pub(super) struct PagedTable<K: Key, V: Data> {
 /// What one marked version needs.
 struct Capture<K: Key, V: Data> {
     version: u32,
-    /// Where the drain stands, while a mark is open: index of the group, position.
-    next: Option<(usize, u64)>,
-    /// Captured pages that were changed before they were written, by group and first position.
-    preserved: BTreeMap<(u32, u64), PageBox<K, V>>,
+    /// The first hash that is not yet written, while a mark is open.
+    next: Option<u64>,
+    /// Captured pages that were changed before they were written, by first hash.
+    preserved: BTreeMap<u64, PageBox<K, V>>,
     /// Small pages of one group on their way out.
     piece: Vec<u8>,
 }
@@ -52,12 +51,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
         let capture =
             Capture { version: 0, next: None, preserved: BTreeMap::new(), piece: Vec::new() };
-        Self {
-            first_group: groups.start,
-            groups: groups.map(|group| Directory::new(group, 0)).collect(),
-            len: 0,
-            capture,
-        }
+        Self { directory: Directory::new(groups.clone(), 0), groups, len: 0, capture }
     }
 
     pub const SCHEMA: u32 = if K::BYTES.is_some() { SCHEMA_BYTE_PAGES } else { SCHEMA_PAGES };
@@ -66,39 +60,25 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         self.len
     }
 
-    #[inline]
-    fn group_of(&self, hash: u64) -> usize {
-        KeyGroup::of_hash(hash).0.wrapping_sub(self.first_group) as usize
-    }
-
-    #[inline]
-    fn page(&self, hash: u64) -> Page<'_, K, V> {
-        self.groups[self.group_of(hash)].page(position_of(hash))
-    }
-
     /// The page of `hash`, its captured bytes safe.
     #[inline]
     fn page_mut(&mut self, hash: u64) -> PageMut<'_, K, V> {
-        let group = self.group_of(hash);
-        let directory = &mut self.groups[group];
-        if directory.version(position_of(hash)) != self.capture.version {
-            self.capture.protect(directory, position_of(hash));
-        }
-        directory.page_mut(position_of(hash))
+        let Self { directory, capture, .. } = self;
+        directory
+            .page_protected(hash, capture.version, |directory| capture.protect(directory, hash))
     }
 
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        self.page(hash).prefetch(hash);
+        self.directory.page(hash).prefetch(hash);
     }
 
     #[inline]
     pub fn upsert(&mut self, hash: u64, key: &K, init: impl FnOnce() -> V) -> &mut V {
-        let probe = Probe::new(key, hash);
         let page = self.page_mut(hash);
-        let mut value = match page.find(hash, &probe) {
+        let mut value = match page.find(hash, key) {
             Place::Found(index) => page.value_ptr(index),
-            Place::Vacant(index) => self.fill(hash, &probe, index, init()),
+            Place::Vacant(index) => self.fill(hash, key, index, init()),
         };
         // SAFETY: a live value in a page of this table, which stays borrowed.
         unsafe { value.as_mut() }
@@ -106,25 +86,22 @@ impl<K: Key, V: Data> PagedTable<K, V> {
 
     /// Puts a new entry into vacant slot `index` of its page, or wherever it is after growing.
     #[inline(never)]
-    fn fill(&mut self, hash: u64, probe: &Probe<'_, K>, index: usize, value: V) -> NonNull<V> {
+    fn fill(&mut self, hash: u64, key: &K, index: usize, value: V) -> NonNull<V> {
         self.len += 1;
-        let (position, version) = (position_of(hash), self.capture.version);
-        let group = self.group_of(hash);
-        let directory = &mut self.groups[group];
+        let heap_bytes = heap_bytes_of(key);
         let mut index = index;
-        if !directory.page(position).has_room_for(probe.heap_bytes()) {
-            directory.make_room(position, probe.heap_bytes(), version);
-            index = directory.page(position).vacancy(hash);
+        if !self.directory.page(hash).has_room(index, heap_bytes) {
+            index = self.directory.make_room(hash, heap_bytes, self.capture.version);
         }
-        let mut page = directory.page_mut(position);
-        page.fill(index, hash, probe, value);
+        let mut page = self.directory.page_mut(hash);
+        page.fill(index, hash, key, value);
         page.value_ptr(index)
     }
 
     #[inline]
     pub fn get(&self, hash: u64, key: &K) -> Option<&V> {
-        let page = self.page(hash);
-        match page.find(hash, &Probe::new(key, hash)) {
+        let page = self.directory.page(hash);
+        match page.find(hash, key) {
             Place::Found(index) => Some(page.value(index)),
             Place::Vacant(_) => None,
         }
@@ -133,7 +110,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     #[inline]
     pub fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
         let page = self.page_mut(hash);
-        match page.find(hash, &Probe::new(key, hash)) {
+        match page.find(hash, key) {
             // SAFETY: a live value in a page of this table, which stays borrowed.
             Place::Found(index) => Some(unsafe { page.value_ptr(index).as_mut() }),
             Place::Vacant(_) => None,
@@ -141,8 +118,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     }
 
     pub fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
-        let probe = Probe::new(key, hash);
-        let Place::Found(index) = self.page(hash).find(hash, &probe) else { return None };
+        let Place::Found(index) = self.directory.page(hash).find(hash, key) else { return None };
         self.len -= 1;
         Some(self.page_mut(hash).remove(index))
     }
@@ -154,15 +130,15 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         max: usize,
         out: &mut Vec<(K, V)>,
     ) -> bool {
-        let directory = &self.groups[(group.0 - self.first_group) as usize];
         let goal = out.len() + max;
-        while let Some(at) = cursor.0 {
+        while let Some(after) = cursor.0 {
             if out.len() >= goal {
                 return true;
             }
-            let page = directory.page(at);
+            let page = self.directory.page(group_start(group) + after);
             out.extend(page.live().map(|i| (page.key_at(i), page.value(i).clone())));
-            cursor.0 = position_after(page.header().prefix, page.header().depth);
+            let next = hash_after(page.header().prefix, page.header().depth);
+            cursor.0 = next.map(|hash| hash - group_start(group));
         }
         false
     }
@@ -170,11 +146,11 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn mark(&mut self) {
         assert!(self.capture.next.is_none(), "a mark while one is open");
         self.capture.version = self.capture.version.wrapping_add(1);
-        self.capture.next = Some((0, 0));
+        self.capture.next = Some(group_start(KeyGroup(self.groups.start)));
     }
 
     pub fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Drained {
-        self.capture.drain(&mut self.groups, self.first_group, budget_bytes, out)
+        self.capture.drain(&mut self.directory, budget_bytes, out)
     }
 
     pub fn abandon(&mut self) {
@@ -185,8 +161,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
 
     /// Takes the pages of a piece.
     pub fn restore(&mut self, group: KeyGroup, bytes: &[u8]) -> Result<(), String> {
-        let index = (group.0.wrapping_sub(self.first_group)) as usize;
-        if index >= self.groups.len() {
+        if !self.groups.contains(&group.0) {
             return Err(format!("key group {} is not of this task", group.0));
         }
         let mut rest = bytes;
@@ -194,7 +169,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
             let (page, behind) = restore::page::<K, V>(group, rest)?;
             rest = behind;
             let entries = page.page().len();
-            match self.groups[index].adopt(page, self.capture.version) {
+            match self.directory.adopt(page, self.capture.version) {
                 Ok(()) => self.len += entries,
                 Err(page) => self.take_entries(page.page())?,
             }
@@ -207,7 +182,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         for index in page.live() {
             let (hash, key) = (page.hash_at(index), page.key_at(index));
             if self.get(hash, &key).is_some() {
-                return Err(format!("a key of group {} comes twice", page.header().group));
+                return Err(format!("a key of group {} comes twice", KeyGroup::of_hash(hash).0));
             }
             self.upsert(hash, &key, || page.value(index).clone());
         }
@@ -217,7 +192,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     /// Bytes of memory of the live state and of what is preserved.
     pub fn memory_bytes(&self) -> usize {
         let preserved = self.capture.preserved.values().map(|page| page.page().bytes().len());
-        self.groups.iter().map(Directory::memory_bytes).sum::<usize>() + preserved.sum::<usize>()
+        self.directory.memory_bytes() + preserved.sum::<usize>()
     }
 }
 
@@ -225,73 +200,61 @@ impl<K: Key, V: Data> Capture<K, V> {
     /// Makes the page at `position` safe to change.
     #[cold]
     #[inline(never)]
-    fn protect(&mut self, directory: &mut Directory<K, V>, position: u64) {
-        let page = directory.page(position);
-        let header = page.header();
+    fn protect(&mut self, directory: &mut Directory<K, V>, hash: u64) {
+        let page = directory.page(hash);
         if self.next.is_some() {
-            self.preserved.insert((header.group, header.prefix), PageBox::copy_of(page));
+            self.preserved.insert(page.header().prefix, PageBox::copy_of(page));
         }
-        directory.stamp(position, self.version);
+        directory.stamp(hash, self.version);
     }
 
     fn drain(
         &mut self,
-        groups: &mut [Directory<K, V>],
-        first_group: u32,
+        directory: &mut Directory<K, V>,
         budget_bytes: usize,
         out: &mut dyn StateWriter,
     ) -> Drained {
         let mut written = 0;
-        while let Some((group, position)) = self.next {
-            let Some(directory) = groups.get_mut(group) else {
-                debug_assert!(self.preserved.is_empty());
-                self.next = None;
-                break;
-            };
+        while let Some(hash) = self.next {
             if written >= budget_bytes {
                 return Drained::More;
             }
-            let (bytes, behind) =
-                self.write_page(directory, KeyGroup(first_group + group as u32), position, out);
+            let (bytes, behind) = self.write_page(directory, hash, out);
             written += bytes;
-            self.next = Some(behind.map_or((group + 1, 0), |position| (group, position)));
+            self.next = behind;
         }
+        debug_assert!(self.preserved.is_empty());
         Drained::Done
     }
 
-    /// Writes the captured page at `position`; its size, and the position behind it.
+    /// Writes the captured page that begins with `hash`; its size, and the first hash behind it.
     fn write_page(
         &mut self,
         directory: &mut Directory<K, V>,
-        group: KeyGroup,
-        position: u64,
+        hash: u64,
         out: &mut dyn StateWriter,
     ) -> (usize, Option<u64>) {
-        let is_changed = directory.version(position) == self.version;
-        let preserved = is_changed.then(|| {
-            self.preserved.remove(&(group.0, position)).expect("captured pages tile the positions")
-        });
-        let page = match &preserved {
-            Some(page) => page.page(),
-            None => directory.page(position),
-        };
-        let header = *page.header();
-        let bytes = if page.len() == 0 { 0 } else { page.bytes().len() };
-        let behind = position_after(header.prefix, header.depth);
-        let slot = StateSlot::KeyGroup(group);
-        if bytes >= PIECE_BYTES_MIN {
+        let is_changed = directory.version(hash) == self.version;
+        let preserved = is_changed
+            .then(|| self.preserved.remove(&hash).expect("captured pages tile the hashes"));
+        let page = preserved.as_ref().map_or_else(|| directory.page(hash), PageBox::page);
+        let bytes = if page.len() == 0 { &[][..] } else { page.bytes() };
+        let behind = hash_after(page.header().prefix, page.header().depth);
+        let slot = StateSlot::KeyGroup(KeyGroup::of_hash(hash));
+        if bytes.len() >= PIECE_BYTES_MIN {
             self.flush(slot, out);
-            out.write(slot, PagedTable::<K, V>::SCHEMA, page.bytes());
-        } else if bytes > 0 {
-            self.piece.extend_from_slice(page.bytes());
+            out.write(slot, PagedTable::<K, V>::SCHEMA, bytes);
+        } else {
+            self.piece.extend_from_slice(bytes);
         }
         if self.piece.len() >= PIECE_BYTES_MIN || behind.is_none() {
             self.flush(slot, out);
         }
-        if preserved.is_none() {
-            directory.stamp(position, self.version);
+        let written = bytes.len();
+        if !is_changed {
+            directory.stamp(hash, self.version);
         }
-        (bytes, behind)
+        (written, behind.or_else(|| next_group(directory, hash)))
     }
 
     fn flush(&mut self, slot: StateSlot, out: &mut dyn StateWriter) {
@@ -300,4 +263,10 @@ impl<K: Key, V: Data> Capture<K, V> {
             self.piece.clear();
         }
     }
+}
+
+/// The first hash of the key group behind that of `hash`, if the table holds it.
+fn next_group<K: Key, V: Data>(directory: &Directory<K, V>, hash: u64) -> Option<u64> {
+    let next = group_start(KeyGroup::of_hash(hash)).checked_add(group_start(KeyGroup(1)))?;
+    directory.holds(next).then_some(next)
 }

@@ -17,8 +17,8 @@ use rkyv::validation::Validator;
 use rkyv::validation::archive::ArchiveValidator;
 use rkyv::validation::shared::SharedValidator;
 
-use super::directory::position_of;
-use super::page::{HEADER_BYTES, Header, Page, PageBox, entries_max};
+use super::directory::{GROUP_BITS, prefix_of};
+use super::page::{HEADER_BYTES, HOMES_MIN, Header, Page, PageBox, entries_max};
 use super::slot::SlotLayout;
 use crate::id::KeyGroup;
 use crate::key::Key;
@@ -31,11 +31,12 @@ pub(super) fn page<K: Key, V: Data>(
 ) -> Result<(PageBox<K, V>, &[u8]), String> {
     let header = header(bytes).ok_or("a page is cut off in its header")?;
     check_header::<K, V>(group, &header)?;
-    let size = PageBox::<K, V>::heap_at(header.capacity as usize)
+    let size = PageBox::<K, V>::heap_at(header.homes as usize)
         .checked_add(header.heap_used as usize)
         .filter(|size| *size <= bytes.len())
-        .ok_or_else(|| format!("a page of {} slots is cut off", header.capacity))?;
+        .ok_or_else(|| format!("a page of {} homes is cut off", header.homes))?;
     let (bytes, behind) = bytes.split_at(size);
+    let header = Header { heap_capacity: header.heap_used, ..header };
     // SAFETY: the header was read from these bytes, its sizes checked, and they are exactly a page.
     let page = unsafe { PageBox::<K, V>::from_bytes(&header, bytes) };
     check_tags(page.page())?;
@@ -51,21 +52,20 @@ fn header(bytes: &[u8]) -> Option<Header> {
         magic: half(0),
         depth: half(4),
         prefix: u64::from(half(8)) | u64::from(half(12)) << 32,
-        group: half(16),
-        capacity: half(20),
-        len: half(24),
-        key_bytes: half(28),
-        value_bytes: half(32),
-        heap_used: half(36),
-        heap_live: half(40),
-        heap_capacity: half(44),
-        reserved: [half(48), half(52), half(56), half(60)],
+        homes: half(16),
+        len: half(20),
+        key_bytes: half(24),
+        value_bytes: half(28),
+        heap_used: half(32),
+        heap_live: half(36),
+        heap_capacity: half(40),
+        reserved: [half(44), half(48), half(52), half(56), half(60)],
     })
 }
 
 fn check_header<K: Key, V: Data>(group: KeyGroup, header: &Header) -> Result<(), String> {
     let (key_bytes, value_bytes) = (SlotLayout::<K, V>::KEY_BYTES, size_of::<V>());
-    if header.magic != Header::MAGIC || header.reserved != [0; 4] {
+    if header.magic != Header::MAGIC || header.reserved != [0; 5] {
         return Err(format!("not a page: it starts with {:08x}", header.magic));
     }
     if (header.key_bytes as usize, header.value_bytes as usize) != (key_bytes, value_bytes) {
@@ -74,34 +74,29 @@ fn check_header<K: Key, V: Data>(group: KeyGroup, header: &Header) -> Result<(),
             header.key_bytes, header.value_bytes
         ));
     }
-    if header.group != group.0 {
-        return Err(format!("a page of key group {} in group {}", header.group, group.0));
-    }
-    let is_prefix =
-        header.depth <= 57 && position_prefix(header.prefix, header.depth) == header.prefix;
-    let capacity = header.capacity as usize;
-    let is_capacity = capacity >= 8 && capacity.is_multiple_of(SlotLayout::<K, V>::BUCKET);
-    if !is_prefix || !is_capacity || header.len as usize > entries_max(capacity) {
+    let homes = header.homes as usize;
+    let is_prefix = (GROUP_BITS..=64).contains(&header.depth)
+        && prefix_of(header.prefix, header.depth) == header.prefix;
+    let is_homes = homes >= HOMES_MIN && homes.is_multiple_of(SlotLayout::<K, V>::BUCKET);
+    if !is_prefix || !is_homes || header.len as usize > entries_max(homes) {
         return Err(format!(
-            "a page of {} entries, {capacity} slots, depth {}, prefix {:x}",
-            header.len, header.depth, header.prefix
+            "a page of {} entries, {homes} homes, prefix {:x} of {} bits",
+            header.len, header.prefix, header.depth
         ));
+    }
+    if KeyGroup::of_hash(header.prefix) != group {
+        return Err(format!("a page of prefix {:x} in key group {}", header.prefix, group.0));
     }
     Ok(())
 }
 
-/// The first `depth` bits of a position.
-fn position_prefix(position: u64, depth: u32) -> u64 {
-    if depth == 0 { 0 } else { position >> (64 - depth) << (64 - depth) }
-}
-
 fn check_tags<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
-    let capacity = page.capacity();
-    let is_tag = |tag: u8| tag == 0 || tag >= 0x80;
-    let mirrored = (0..8).all(|index| page.tag(capacity + index) == page.tag(index));
+    let slots = page.slots();
+    let is_ended = (slots..slots + 8).all(|index| page.tag(index) == 0);
+    let are_tags = (0..slots).map(|index| page.tag(index)).all(|tag| tag == 0 || tag >= 0x80);
     let live = page.live().count();
-    if !mirrored || live != page.len() || !(0..capacity).all(|index| is_tag(page.tag(index))) {
-        return Err(format!("a page of {} entries has {live} or damaged tags", page.len()));
+    if !is_ended || !are_tags || live != page.len() {
+        return Err(format!("a page of {} entries has {live}, or damaged tags", page.len()));
     }
     Ok(())
 }
@@ -155,10 +150,9 @@ fn check_places<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
     let header = page.header();
     for index in page.live() {
         let hash = page.hash_at(index);
-        let is_here = KeyGroup::of_hash(hash).0 == header.group
-            && position_prefix(position_of(hash), header.depth) == header.prefix;
+        let is_here = prefix_of(hash, header.depth) == header.prefix;
         if !is_here || !page.is_in_place(index, hash) {
-            return Err(format!("an entry of key group {} lies in a wrong place", header.group));
+            return Err(format!("an entry of prefix {:x} lies in a wrong place", header.prefix));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! How a key lies in a slot of a page, and how a key that is looked for is compared with it.
+//! How a key and a value lie in a slot of a page.
 //!
 //! Invariants
 //! - A slot is the key, then the value, each at its alignment, no pointers.
@@ -8,7 +8,7 @@
 
 use std::marker::PhantomData;
 
-use crate::key::{ByteKey, Key};
+use crate::key::Key;
 use crate::record::Data;
 
 /// Longest byte-string key that lies in its slot.
@@ -50,7 +50,7 @@ pub(super) struct ByteSlot {
 impl ByteSlot {
     /// The slot of a short key.
     #[inline]
-    fn inline(bytes: &[u8]) -> Self {
+    pub fn inline(bytes: &[u8]) -> Self {
         let len = bytes.len();
         debug_assert!(len <= INLINE_BYTES, "{len} bytes");
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
@@ -88,7 +88,7 @@ impl ByteSlot {
 
     /// Whether `self` and `other` are long keys of the same length and hash.
     #[inline]
-    fn resembles(self, other: Self) -> bool {
+    pub fn resembles(self, other: Self) -> bool {
         self.high == other.high && self.low as u32 == other.low as u32
     }
 
@@ -99,62 +99,6 @@ impl ByteSlot {
                 len > INLINE_BYTES && self == Self::long(bytes.len(), offset, hash)
             }
             None => self == Self::inline(bytes),
-        }
-    }
-}
-
-/// A key that is looked for or put in.
-pub(super) enum Probe<'a, K> {
-    /// A plain key.
-    Plain(&'a K),
-    /// A short byte string.
-    Inline(ByteSlot),
-    /// A long byte string; its slot's offset is not known yet.
-    Long(ByteSlot, &'a [u8]),
-}
-
-impl<'a, K: Key> Probe<'a, K> {
-    #[inline]
-    pub fn new(key: &'a K, hash: u64) -> Self {
-        match K::BYTES {
-            None => Self::Plain(key),
-            Some(ByteKey { bytes, .. }) => Self::of_bytes(bytes(key), hash),
-        }
-    }
-
-    #[inline]
-    pub fn of_bytes(bytes: &'a [u8], hash: u64) -> Self {
-        if bytes.len() <= INLINE_BYTES {
-            return Self::Inline(ByteSlot::inline(bytes));
-        }
-        assert!(u32::try_from(bytes.len()).is_ok(), "a key of {} bytes", bytes.len());
-        Self::Long(ByteSlot::long(bytes.len(), 0, hash), bytes)
-    }
-
-    /// Bytes of the page's heap that the key takes.
-    #[inline]
-    pub fn heap_bytes(&self) -> usize {
-        match self {
-            Self::Long(_, bytes) => bytes.len(),
-            _ => 0,
-        }
-    }
-
-    /// Whether the key in `slot` is this one, as far as the slot says; `heap` gives the bytes of a
-    /// long key.
-    #[inline]
-    pub fn matches_bytes<'h>(
-        &self,
-        slot: ByteSlot,
-        heap: impl FnOnce(usize, usize) -> &'h [u8],
-    ) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Inline(inline) => slot == *inline,
-            Self::Long(long, bytes) => {
-                slot.resembles(*long)
-                    && slot.heap_range().is_some_and(|(len, offset)| heap(len, offset) == *bytes)
-            }
         }
     }
 }

@@ -161,7 +161,8 @@ impl<T, F> Files<T, F> {
     fn redo(&self, handles: &[Handle], names: &[String], disk: &dyn Disk) -> Result<()> {
         let listed: Vec<&Listed> = handles.iter().flat_map(|handle| &handle.listed).collect();
         for Listed { name, length } in &listed {
-            let (hidden, visible) = (self.directory.join(format!(".{name}")), self.directory.join(name));
+            let (hidden, visible) =
+                (self.directory.join(format!(".{name}")), self.directory.join(name));
             let is_hidden = names.iter().any(|n| n.strip_prefix('.') == Some(name));
             if !is_hidden && !names.contains(name) {
                 return Err(Error::Output {
@@ -174,7 +175,11 @@ impl<T, F> Files<T, F> {
             let path = if is_hidden { &hidden } else { &visible };
             let found = disk.len(path).map_err(Error::io("measure", path))?;
             if found < *length {
-                return Err(Error::corrupt(path, found, format!("cut short; the snapshot lists {length} bytes")));
+                return Err(Error::corrupt(
+                    path,
+                    found,
+                    format!("cut short; the snapshot lists {length} bytes"),
+                ));
             }
             if found > *length {
                 let file = disk.open(path).map_err(Error::io("open", path))?;

@@ -1,41 +1,44 @@
 //! Sources that make their records: a function of an index, or the items of a collection.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::{Read, Reader, ReaderContext, Source};
+use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::record::Record;
 
 /// Splits of a generated sequence: a multiple of every common number of cores.
 const SPLITS: u32 = 64;
 
-/// Records `f(0), f(1), .. f(records - 1)`, as fast as they are taken or at a rate
-/// ([`Stream::rate`](crate::stream::Stream::rate)). Replayable if `f` is a function of its argument.
+/// Records made from the indices 0, 1, .. as fast as they are taken or at a rate
+/// ([`Stream::rate`](crate::stream::Stream::rate)). Replayable if they are a function of the index.
 ///
-/// Split s of 64 is the index range `records * s / 64 .. records * (s + 1) / 64`.
-pub struct Generator<F> {
-    records: u64,
+/// Split s of 64 is the index range `indices * s / 64 .. indices * (s + 1) / 64`.
+pub struct Generator<T, F> {
+    indices: u64,
     make: Arc<F>,
     identity: String,
+    record: PhantomData<fn() -> T>,
 }
 
-impl<T: Record, F: Fn(u64) -> T + Send + Sync + 'static> Generator<F> {
-    /// `records` records made by `make`. `identity` names the sequence: a snapshot is only restored
-    /// into a generator of the same identity and length.
-    pub fn new(identity: impl Into<String>, records: u64, make: F) -> Self {
-        Self { records, make: Arc::new(make), identity: identity.into() }
+impl<T: Record, F: Fn(u64, &mut Vec<T>) + Send + Sync + 'static> Generator<T, F> {
+    /// What `make(index, out)` pushes for each of `indices` indices. `identity` names the sequence:
+    /// a snapshot is only restored into a generator of the same identity and length.
+    pub fn new(identity: impl Into<String>, indices: u64, make: F) -> Self {
+        Self { indices, make: Arc::new(make), identity: identity.into(), record: PhantomData }
     }
 
     fn start_of(&self, split: u32) -> u64 {
-        (u128::from(self.records) * u128::from(split) / u128::from(SPLITS)) as u64
+        (u128::from(self.indices) * u128::from(split) / u128::from(SPLITS)) as u64
     }
 }
 
-impl<T: Record, F: Fn(u64) -> T + Send + Sync + 'static> Source for Generator<F> {
+impl<T: Record, F: Fn(u64, &mut Vec<T>) + Send + Sync + 'static> Source for Generator<T, F> {
     type Item = T;
 
     fn identity(&self, _context: &ReaderContext) -> Result<String> {
-        Ok(format!("generator {} of {} records", self.identity, self.records))
+        Ok(format!("generator {} of {} indices", self.identity, self.indices))
     }
 
     fn splits(&self) -> u32 {
@@ -60,12 +63,15 @@ struct Indices<F> {
     make: Arc<F>,
 }
 
-impl<T, F: Fn(u64) -> T + Send + Sync> Reader<T> for Indices<F> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<Read> {
-        let end = self.end.min(self.next + max as u64);
-        out.extend((self.next..end).map(&*self.make));
-        self.next = end;
-        Ok(if end == self.end { Read::End } else { Read::More })
+impl<T, F: Fn(u64, &mut Vec<T>) + Send + Sync> Reader<T> for Indices<F> {
+    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+        let (start, end) = (self.next, self.end.min(self.next.saturating_add(max as u64)));
+        while self.next < end && out.len() < BATCH_RECORDS {
+            (self.make)(self.next, out);
+            self.next += 1;
+        }
+        let read = if self.next == self.end { Read::End } else { Read::More };
+        Ok((read, (self.next - start) as usize))
     }
 
     fn offset(&self) -> u64 {
@@ -121,10 +127,12 @@ struct Counted<I> {
 }
 
 impl<T, I: Iterator<Item = T> + Send> Reader<T> for Counted<I> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<Read> {
+    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+        let (before, max) = (out.len(), max.min(BATCH_RECORDS));
         out.extend(self.items.by_ref().take(max));
-        self.offset += out.len() as u64;
-        Ok(if out.len() < max { Read::End } else { Read::More })
+        let count = out.len() - before;
+        self.offset += count as u64;
+        Ok((if count < max { Read::End } else { Read::More }, count))
     }
 
     fn offset(&self) -> u64 {

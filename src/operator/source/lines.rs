@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Read, Reader, ReaderContext, Source};
-use crate::config::LINE_BYTES_MAX;
+use crate::config::{BATCH_RECORDS, LINE_BYTES_MAX};
 use crate::error::{Error, Result};
 
 const CHUNK_BYTES: usize = 64 << 10;
@@ -200,7 +200,8 @@ impl<S: io::Read + AsFd> LiveLines<S> {
 }
 
 impl<S: io::Read + AsFd + Send> Reader<Vec<u8>> for LiveLines<S> {
-    fn read(&mut self, max: usize, out: &mut Vec<Vec<u8>>) -> Result<Read> {
+    fn read(&mut self, max: usize, out: &mut Vec<Vec<u8>>) -> Result<(Read, usize)> {
+        let max = max.min(BATCH_RECORDS);
         while out.len() < max && !self.ended {
             let line = self.lines.next_line(<[u8]>::to_vec);
             if let Some(line) = line.map_err(|offset| line_too_long(&self.name, offset))? {
@@ -212,7 +213,7 @@ impl<S: io::Read + AsFd + Send> Reader<Vec<u8>> for LiveLines<S> {
                 reason: format!("cannot be read: {error}"),
             })?;
             match chunk {
-                None => return Ok(Read::Idle),
+                None => return Ok((Read::Idle, out.len())),
                 Some(chunk) if chunk.is_empty() => {
                     self.ended = true;
                     out.extend(self.lines.last_line(<[u8]>::to_vec));
@@ -220,7 +221,7 @@ impl<S: io::Read + AsFd + Send> Reader<Vec<u8>> for LiveLines<S> {
                 Some(chunk) => _ = self.lines.put(chunk),
             }
         }
-        Ok(if self.ended { Read::End } else { Read::More })
+        Ok((if self.ended { Read::End } else { Read::More }, out.len()))
     }
 
     fn offset(&self) -> u64 {

@@ -71,7 +71,7 @@ pub trait Source: Send + Sync + 'static {
     ) -> Result<Box<dyn Reader<Self::Item>>>;
 }
 
-/// What a [`Reader::read`] found.
+/// How a [`Reader::read`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
     /// There may be more.
@@ -86,13 +86,15 @@ pub enum Read {
 
 /// Reads one split in order.
 pub trait Reader<T>: Send {
-    /// Appends up to `max` records to `out`. Never blocks.
+    /// Takes up to `max` items of the input (lines, indices: what a rate and progress count), and
+    /// fewer once `out` has a batch; appends the records they make to `out` and returns how many
+    /// items it took. Never blocks.
     ///
     /// # Errors
     /// The input cannot be read or is malformed.
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<Read>;
+    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)>;
 
-    /// Where a reader has to begin to give the first record not appended yet.
+    /// Where a reader has to begin to take the first item not taken yet.
     fn offset(&self) -> u64;
 }
 
@@ -145,31 +147,31 @@ impl OperatorState for Offsets {
     }
 }
 
-/// Keeps a source to a rate: record i is due at `i / rate` after the first step.
+/// Keeps a source to a rate: item i is due at `i / rate` after the first step.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    records_per_second: f64,
+    items_per_second: f64,
     emitted: u64,
     started_ns: Option<u64>,
 }
 
 impl Pace {
-    /// `records_per_second` of one task; 0 means never.
+    /// `items_per_second` of one task; 0 means never.
     #[must_use]
-    pub fn new(records_per_second: f64) -> Self {
-        Self { records_per_second, emitted: 0, started_ns: None }
+    pub fn new(items_per_second: f64) -> Self {
+        Self { items_per_second, emitted: 0, started_ns: None }
     }
 
-    /// How many records are due by `now_ns`.
+    /// How many items are due by `now_ns`.
     fn due(&mut self, now_ns: u64) -> usize {
         let started_ns = *self.started_ns.get_or_insert(now_ns);
-        let due = ((now_ns - started_ns) as f64 / 1e9 * self.records_per_second) as u64;
-        (due + u64::from(self.records_per_second > 0.0)).saturating_sub(self.emitted) as usize
+        let due = ((now_ns - started_ns) as f64 / 1e9 * self.items_per_second) as u64;
+        (due + u64::from(self.items_per_second > 0.0)).saturating_sub(self.emitted) as usize
     }
 
-    /// When the next record is due.
+    /// When the next item is due.
     fn next_due_ns(&self) -> Option<u64> {
-        let seconds = self.emitted as f64 / self.records_per_second;
+        let seconds = self.emitted as f64 / self.items_per_second;
         seconds.is_finite().then(|| self.started_ns.unwrap_or(0) + (seconds * 1e9) as u64 + 1)
     }
 }
@@ -195,7 +197,7 @@ pub struct SourceHead<T: Record> {
     reading: Option<(u32, Box<dyn Reader<T>>)>,
     offsets: Offsets,
     pace: Option<Pace>,
-    /// Records read by all sources of the job, for whoever watches it.
+    /// Items of input read by all sources of the job, for whoever watches it.
     records: Arc<AtomicU64>,
     downstream: Downstream<T>,
     probe: Probe,
@@ -262,15 +264,15 @@ impl<T: Record> SourceHead<T> {
         })
     }
 
-    /// One batch from the split being read, or the next one that has not ended.
+    /// One batch from the split being read, or the next one that has not ended, and how many items
+    /// of input it took.
     fn read(&mut self, max: usize) -> Result<(Read, usize)> {
         if self.reading.is_none() {
             self.reading = self.open_next()?;
         }
         let Some((split, reader)) = &mut self.reading else { return Ok((Read::End, 0)) };
         let out = self.downstream.fill();
-        let read = reader.read(max, out)?;
-        let count = out.len();
+        let (read, count) = reader.read(max, out)?;
         let ended = read == Read::End;
         let offset = SplitOffset { split: *split, offset: reader.offset(), ended };
         self.offsets.splits.insert(*split, offset);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::lines::{LineSplitter, line_too_long};
 use super::{Read, Reader, ReaderContext, Source};
+use crate::config::BATCH_RECORDS;
 use crate::disk::{Disk, DiskQueue, FileHandle, Operation};
 use crate::error::{Error, Result};
 use crate::record::Record;
@@ -50,7 +51,9 @@ impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
         disk.open_read(&path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
         let length = disk.len(&path).map_err(|error| refuse(format!("no length: {error}")))?;
         if length == 0 {
-            return Err(refuse("it is empty (or not a regular file); there is nothing to do".into()));
+            return Err(refuse(
+                "it is empty (or not a regular file); there is nothing to do".into(),
+            ));
         }
         Ok(Self { path, length, decode: Arc::new(whole_line), record: PhantomData })
     }
@@ -213,7 +216,10 @@ impl<D> RangeReader<D> {
         let Some((_, chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
         let chunk = chunk.take().expect("matched above");
         if chunk.is_empty() {
-            return Err(self.failed(format!("it ended before byte {}; was it cut short while the job ran?", self.file_end)));
+            return Err(self.failed(format!(
+                "it ended before byte {}; was it cut short while the job ran?",
+                self.file_end
+            )));
         }
         self.done.pop_front();
         self.lines.put(chunk);
@@ -222,10 +228,11 @@ impl<D> RangeReader<D> {
 }
 
 impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<Read> {
-        while out.len() < max {
+    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+        let mut taken = 0;
+        while taken < max && out.len() < BATCH_RECORDS {
             if self.position() >= self.split_end && !self.skip_line {
-                return Ok(Read::End);
+                return Ok((Read::End, taken));
             }
             let (decode, skip) = (&self.decode, self.skip_line);
             let found = self.lines.next_line(|line| {
@@ -235,21 +242,23 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
             });
             let name = || self.path.display().to_string();
             match found.map_err(|offset| line_too_long(&name(), self.base + offset))? {
-                Some(()) => self.skip_line = false,
+                Some(()) if self.skip_line => self.skip_line = false,
+                Some(()) => taken += 1,
                 None if self.next_read >= self.file_end && self.done.is_empty() => {
                     if !skip {
-                        self.lines.last_line(|line| decode(line, out));
+                        taken +=
+                            usize::from(self.lines.last_line(|line| decode(line, out)).is_some());
                     }
-                    return Ok(Read::End);
+                    return Ok((Read::End, taken));
                 }
                 None => {
                     if !self.next_chunk()? {
-                        return Ok(if out.is_empty() { Read::Soon } else { Read::More });
+                        return Ok((if taken == 0 { Read::Soon } else { Read::More }, taken));
                     }
                 }
             }
         }
-        Ok(Read::More)
+        Ok((Read::More, taken))
     }
 
     fn offset(&self) -> u64 {

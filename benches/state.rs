@@ -1,0 +1,389 @@
+//! Updates of keyed state: the paged table against a flat open-addressed table and hashbrown, and the
+//! cost of capturing a version meanwhile. Each contender's answer is checked before it is timed;
+//! rounds are interleaved and medians reported, with ratios to the flat table. Time is this thread's CPU
+//! time, so that neighbours on a shared machine do not count; also of the longest steps.
+//!
+//! `cargo bench --bench state [filter]`; `cargo test --bench state` runs everything small.
+
+use std::hint::black_box;
+
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+use tidegate::id::{SnapshotId, StateSlot};
+use tidegate::key::{Key, hash_word};
+use tidegate::state::{Drained, KeyedTable, OperatorState, StateWriter};
+
+/// Records per batch: prefetched together, then updated.
+const BATCH: usize = 128;
+
+/// A moment in this thread's CPU time.
+struct Start(rustix::time::Timespec);
+
+impl Start {
+    fn now() -> Self {
+        Self(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime))
+    }
+
+    fn elapsed_ns(&self) -> f64 {
+        let passed = Self::now().0 - self.0;
+        passed.tv_sec as f64 * 1e9 + passed.tv_nsec as f64
+    }
+}
+
+/// What is measured: adds 1 to the count of every key of a batch.
+trait Counter {
+    fn update(&mut self, keys: &[u64]);
+    fn count(&mut self, key: u64) -> u64;
+}
+
+/// Power-of-two capacity, linear probing, key 0 counted as 1 so that 0 marks an empty slot.
+struct Flat {
+    slots: Vec<(u64, u64)>,
+}
+
+impl Flat {
+    fn new(keys: usize) -> Self {
+        Self { slots: vec![(0, 0); (keys * 2).next_power_of_two()] }
+    }
+
+    #[inline]
+    fn slot(&mut self, hash: u64, key: u64) -> &mut (u64, u64) {
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        while self.slots[at].0 != key + 1 && self.slots[at].0 != 0 {
+            at = (at + 1) & mask;
+        }
+        &mut self.slots[at]
+    }
+}
+
+#[inline]
+fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "a prefetch")]
+    // SAFETY: a prefetch has no effect but on the cache.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+impl Counter for Flat {
+    fn update(&mut self, keys: &[u64]) {
+        let mut hashes = [0; BATCH];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = hash_word(*key);
+            prefetch(&self.slots[*hash as usize & (self.slots.len() - 1)]);
+        }
+        for (hash, key) in hashes.iter().zip(keys) {
+            let slot = self.slot(*hash, *key);
+            *slot = (key + 1, slot.1 + 1);
+        }
+    }
+
+    fn count(&mut self, key: u64) -> u64 {
+        self.slot(hash_word(key), key).1
+    }
+}
+
+struct Brown(HashTable<(u64, u64)>);
+
+impl Counter for Brown {
+    fn update(&mut self, keys: &[u64]) {
+        for key in keys {
+            let rehash = |entry: &(u64, u64)| hash_word(entry.0);
+            let entry = self.0.entry(hash_word(*key), |entry| entry.0 == *key, rehash);
+            entry.or_insert((*key, 0)).into_mut().1 += 1;
+        }
+    }
+
+    fn count(&mut self, key: u64) -> u64 {
+        self.0.find(hash_word(key), |entry| entry.0 == key).map_or(0, |entry| entry.1)
+    }
+}
+
+/// Ours; `PREFETCH` as for tables larger than the cache.
+struct Paged<const PREFETCH: bool>(KeyedTable<u64, u64>);
+
+impl<const PREFETCH: bool> Counter for Paged<PREFETCH> {
+    fn update(&mut self, keys: &[u64]) {
+        if !PREFETCH {
+            for key in keys {
+                *self.0.upsert(hash_word(*key), key, || 0) += 1;
+            }
+            return;
+        }
+        let mut hashes = [0; BATCH];
+        for (hash, key) in hashes.iter_mut().zip(keys) {
+            *hash = hash_word(*key);
+            self.0.prefetch(*hash);
+        }
+        for (hash, key) in hashes.iter().zip(keys) {
+            *self.0.upsert(*hash, key, || 0) += 1;
+        }
+    }
+
+    fn count(&mut self, key: u64) -> u64 {
+        self.0.get(hash_word(key), &key).copied().unwrap_or(0)
+    }
+}
+
+/// Counts what is written and forgets it.
+#[derive(Default)]
+struct Sink {
+    pieces: usize,
+    bytes: usize,
+    copy: Vec<u8>,
+}
+
+impl StateWriter for Sink {
+    fn write(&mut self, _slot: StateSlot, _schema: u32, bytes: &[u8]) {
+        self.pieces += 1;
+        self.bytes += bytes.len();
+        self.copy.clear();
+        self.copy.extend_from_slice(bytes);
+    }
+}
+
+/// Keys in the half of the key space that one of two tasks owns.
+fn owned_keys(count: usize) -> Vec<u64> {
+    (0..)
+        .map(|i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+        .filter(|k| hash_word(*k) >> 63 == 0)
+        .filter(|k| *k != u64::MAX)
+        .take(count)
+        .collect()
+}
+
+/// A stream of keys, uniform or skewed (product of uniforms), the same every time.
+fn stream(keys: &[u64], records: usize, is_skewed: bool) -> Vec<u64> {
+    let mut state = 1u64;
+    let mut next = move || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        hash_word(state) as u32 as u64
+    };
+    let uniform = |x: u64| ((x * keys.len() as u64) >> 32) as usize;
+    let skewed = |a: u64, b: u64, c: u64, d: u64| uniform(((a * b >> 32) * (c * d >> 32)) >> 32);
+    (0..records)
+        .map(|_| {
+            keys[if is_skewed { skewed(next(), next(), next(), next()) } else { uniform(next()) }]
+        })
+        .collect()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn report(name: &str, rounds: &mut [f64], base: f64) {
+    let middle = median(rounds);
+    let (low, high) = (rounds[0], rounds[rounds.len() - 1]);
+    println!("  {name:<34} {middle:7.2} ns  ({low:.2}..{high:.2})  x{:.2}", middle / base);
+}
+
+/// Interleaved rounds of all contenders over one stream.
+fn compare(keys: usize, records: usize, rounds: usize, is_skewed: bool) {
+    let owned = owned_keys(keys);
+    let records = stream(&owned, records.next_multiple_of(BATCH), is_skewed);
+    let mut contenders: [(&str, Box<dyn Counter>); 4] = [
+        ("flat, prefetched", Box::new(Flat::new(keys))),
+        ("hashbrown", Box::new(Brown(HashTable::new()))),
+        ("paged", Box::new(Paged::<false>(KeyedTable::new(0..64)))),
+        ("paged, prefetched", Box::new(Paged::<true>(KeyedTable::new(0..64)))),
+    ];
+    for (name, counter) in &mut contenders {
+        records.chunks(BATCH).for_each(|batch| counter.update(batch));
+        let total: u64 = owned.iter().map(|key| counter.count(*key)).sum();
+        assert_eq!(total, records.len() as u64, "{name}");
+    }
+    let mut times = [const { Vec::new() }; 4];
+    for _ in 0..rounds {
+        for ((_, counter), times) in contenders.iter_mut().zip(&mut times) {
+            let start = Start::now();
+            records.chunks(BATCH).for_each(|batch| counter.update(black_box(batch)));
+            times.push(start.elapsed_ns() / records.len() as f64);
+        }
+    }
+    println!("{keys} keys, {}: per update", if is_skewed { "skewed" } else { "uniform" });
+    let base = median(&mut times[0]);
+    for ((name, _), times) in contenders.iter().zip(&mut times) {
+        report(name, times, base);
+    }
+}
+
+/// Updates while a version is captured and drained in small steps, against updates without.
+fn capture(keys: usize, records: usize, rounds: usize, budget_bytes: usize) {
+    let owned = owned_keys(keys);
+    let records = stream(&owned, records.next_multiple_of(BATCH), false);
+    let mut table = Paged::<true>(KeyedTable::new(0..64));
+    owned.chunks(BATCH).for_each(|batch| table.update(batch));
+    let memory = table.0.memory_bytes();
+    let (mut plain, mut captured) = (Vec::new(), Vec::new());
+    let mut longest = [0.0f64; 2];
+    let mut sink = Sink::default();
+    for round in 0..rounds {
+        let start = Start::now();
+        records.chunks(BATCH).for_each(|batch| table.update(batch));
+        plain.push(start.elapsed_ns() / records.len() as f64);
+        sink = Sink::default();
+        let start = Start::now();
+        table.0.mark(SnapshotId(round as u64 + 1));
+        longest[0] = longest[0].max(start.elapsed_ns());
+        let mut is_open = true;
+        for batch in records.chunks(BATCH) {
+            table.update(batch);
+            if is_open {
+                let step = Start::now();
+                is_open = table.0.drain(budget_bytes, &mut sink).unwrap() == Drained::More;
+                longest[1] = longest[1].max(step.elapsed_ns());
+            }
+        }
+        while table.0.drain(budget_bytes, &mut sink).unwrap() == Drained::More {}
+        captured.push(start.elapsed_ns() / records.len() as f64);
+    }
+    println!(
+        "{keys} keys, one capture per {} updates, {budget_bytes} bytes per batch: per update",
+        records.len()
+    );
+    let base = median(&mut plain);
+    report("no capture", &mut plain, base);
+    report("with capture", &mut captured, base);
+    println!(
+        "  memory {:.1} B per entry, written {:.1} B per entry in {} pieces; longest mark {:.0} ns, drain step {:.1} us",
+        memory as f64 / keys as f64,
+        sink.bytes as f64 / keys as f64,
+        sink.pieces,
+        longest[0],
+        longest[1] / 1000.0
+    );
+}
+
+/// Filling, writing, restoring.
+fn load(keys: usize, rounds: usize) {
+    struct Keep(Vec<(StateSlot, u32, Vec<u8>)>);
+    impl StateWriter for Keep {
+        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
+            self.0.push((slot, schema, bytes.to_vec()));
+        }
+    }
+    let owned = owned_keys(keys);
+    let (mut fill, mut flat_fill, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = Start::now();
+        let mut flat = Flat { slots: vec![(0, 0); 16] };
+        let mut len = 0;
+        for key in &owned {
+            if len * 2 > flat.slots.len() {
+                let larger = vec![(0, 0); flat.slots.len() * 2];
+                for slot in std::mem::replace(&mut flat.slots, larger) {
+                    if slot.0 != 0 {
+                        *flat.slot(hash_word(slot.0 - 1), slot.0 - 1) = slot;
+                    }
+                }
+            }
+            *flat.slot(hash_word(*key), *key) = (key + 1, 1);
+            len += 1;
+        }
+        black_box(&flat.slots);
+        flat_fill.push(start.elapsed_ns() / keys as f64);
+        let start = Start::now();
+        let mut table = Paged::<true>(KeyedTable::new(0..64));
+        owned.chunks(BATCH).for_each(|batch| table.update(batch));
+        fill.push(start.elapsed_ns() / keys as f64);
+        let mut keep = Keep(Vec::new());
+        table.0.mark(SnapshotId(1));
+        assert_eq!(table.0.drain(usize::MAX, &mut keep).unwrap(), Drained::Done);
+        let start = Start::now();
+        let mut restored = KeyedTable::<u64, u64>::new(0..64);
+        for (slot, schema, bytes) in &keep.0 {
+            restored.restore(*slot, *schema, bytes).unwrap();
+        }
+        back.push(start.elapsed_ns() / keys as f64);
+        assert_eq!(restored.len(), keys);
+        assert_eq!(restored.get(hash_word(owned[0]), &owned[0]), Some(&1));
+    }
+    println!("{keys} keys: per entry");
+    let base = median(&mut flat_fill);
+    report("fill flat, doubling", &mut flat_fill, base);
+    report("fill paged", &mut fill, base);
+    report("restore paged", &mut back, base);
+}
+
+/// Word count: short byte strings against a hashbrown map of the same.
+fn words(count: usize, records: usize, rounds: usize) {
+    type Word = SmallVec<[u8; 16]>;
+    let words: Vec<Word> = (0..count as u64)
+        .map(|i| {
+            let text = format!("{:x}", hash_word(i));
+            Word::from_slice(&text.as_bytes()[..2 + (hash_word(!i) % 10) as usize])
+        })
+        .collect();
+    let indices: Vec<u64> = (0..count as u64).collect();
+    let records: Vec<Word> =
+        stream(&indices, records, true).iter().map(|i| words[*i as usize].clone()).collect();
+    let mut paged = KeyedTable::<Word, u64>::new(0..128);
+    let mut brown: HashTable<(Word, u64)> = HashTable::new();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = Start::now();
+        for word in &records {
+            let entry = brown.entry(word.key_hash(), |e| e.0 == *word, |e| e.0.key_hash());
+            entry.or_insert_with(|| (word.clone(), 0)).into_mut().1 += 1;
+        }
+        theirs.push(start.elapsed_ns() / records.len() as f64);
+        let start = Start::now();
+        for batch in records.chunks(BATCH) {
+            let mut hashes = [0; BATCH];
+            for (hash, word) in hashes.iter_mut().zip(batch) {
+                *hash = word.key_hash();
+                paged.prefetch(*hash);
+            }
+            for (hash, word) in hashes.iter().zip(batch) {
+                *paged.upsert(*hash, word, || 0) += 1;
+            }
+        }
+        ours.push(start.elapsed_ns() / records.len() as f64);
+    }
+    assert_eq!(paged.len(), brown.len());
+    for (word, count) in &brown {
+        assert_eq!(paged.get(word.key_hash(), word), Some(count));
+    }
+    println!("{} words, skewed: per update with hashing", paged.len());
+    let base = median(&mut theirs);
+    report("hashbrown", &mut theirs, base);
+    report("paged, prefetched", &mut ours, base);
+}
+
+fn main() {
+    let is_small = !std::env::args().any(|argument| argument == "--bench");
+    let wanted = |name: &str| {
+        let mut filters = std::env::args().skip(1).filter(|a| !a.starts_with('-')).peekable();
+        filters.peek().is_none() || filters.any(|filter| name.contains(&filter))
+    };
+    let (records, rounds) = if is_small { (10_000, 1) } else { (4_000_000, 9) };
+    let sizes: &[usize] = if is_small { &[100] } else { &[1000, 500_000] };
+    for keys in sizes {
+        if wanted(&format!("update/{keys}")) {
+            compare(*keys, records, rounds, false);
+            compare(*keys, records, rounds, true);
+        }
+        if wanted(&format!("load/{keys}")) {
+            load(*keys, rounds);
+        }
+        if wanted(&format!("capture/{keys}")) {
+            capture(*keys, records, rounds, 64 << 10);
+        }
+    }
+    if !is_small && wanted("load/1000000") {
+        load(1_000_000, rounds);
+    }
+    if !is_small && wanted("capture/1000000") {
+        capture(1_000_000, records, rounds, 64 << 10);
+    }
+    if wanted("words") {
+        words(if is_small { 100 } else { 100_000 }, records, rounds);
+    }
+}
