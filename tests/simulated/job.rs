@@ -55,11 +55,15 @@ pub fn draw(random: &mut Random) -> Simulated {
     let updates = stream
         .clone()
         .key_by(move |value| value % keys)
-        .fold("updates", || (0_u64, 0_u64), |(count, sum), value| {
-            *count += 1;
-            *sum = sum.wrapping_add(value);
-        })
-        .map("flat", |(key, (count, sum))| (key, count, sum));
+        .aggregate(
+            "updates",
+            || (0_u64, 0_u64),
+            |(count, sum), value| {
+                *count += 1;
+                *sum = sum.wrapping_add(value);
+            },
+            |key, (count, sum)| (*key, *count, *sum),
+        );
     let finals = stream.key_by(move |value| format!("key {}", value % keys)).fold_final(
         "finals",
         || (0_u64, 0_u64),
@@ -214,7 +218,7 @@ impl Shape<'_> {
         let stream = if self.random.one_in(4) {
             self.job.source(&name, Items::new("drawn", move || made.clone().into_iter()))
         } else {
-            let make = move |index| mix(index ^ salt) >> 8;
+            let make = move |index, out: &mut Vec<u64>| out.push(mix(index ^ salt) >> 8);
             self.job.source(&name, Generator::new("drawn", records, make))
         };
         let rate = self.random.pick(&[None, None, Some(20_000.0), Some(200_000.0)]);
