@@ -316,11 +316,11 @@ impl Worker {
                 at.next().expect("it is being gathered").drained[task] = true;
                 Ok(false)
             }
-            Err(error @ Error::Panicked { .. }) => Err(error),
-            Err(error) => {
+            Err(error) if is_of_snapshot(&error) => {
                 self.fail(snapshot, &error)?;
                 Ok(false)
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -381,5 +381,15 @@ impl Worker {
             worked = true;
         }
         Ok(worked)
+    }
+}
+
+/// Whether only the snapshot has failed. State that does not serialise is still there for the next
+/// one; after a panic, or in a sink that could not prepare, nothing is sure any more.
+fn is_of_snapshot(error: &Error) -> bool {
+    match error {
+        Error::Operator { source, .. } => is_of_snapshot(source),
+        Error::Snapshot { .. } => true,
+        _ => false,
     }
 }

@@ -72,6 +72,14 @@ enum Phase {
     Over,
 }
 
+/// A snapshot that every worker has acked.
+struct Decided {
+    snapshot: SnapshotId,
+    parts: Vec<PartRef>,
+    last: bool,
+    triggered_ns: u64,
+}
+
 /// The supervisor of one run.
 pub struct Supervisor<'g> {
     graph: &'g Graph,
@@ -198,7 +206,7 @@ impl<'g> Supervisor<'g> {
                     self.coordinator.stop(now_ns);
                 }
                 let actions = self.coordinator.tick(now_ns);
-                self.act(actions, notice);
+                self.act(actions, now_ns, notice);
             }
             Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
         }
@@ -374,7 +382,7 @@ impl<'g> Supervisor<'g> {
             Event::Failed(..) | Event::Stopped(..) => Vec::new(),
         };
         if matches!(self.phase, Phase::Running) {
-            self.act(actions, notice);
+            self.act(actions, now_ns, notice);
         }
     }
 
@@ -383,7 +391,12 @@ impl<'g> Supervisor<'g> {
         self.commands.iter().for_each(|commands| _ = commands.send(command));
     }
 
-    fn act(&mut self, actions: Vec<Action<PartRef>>, notice: &mut dyn FnMut(Notice<'_>)) {
+    fn act(
+        &mut self,
+        actions: Vec<Action<PartRef>>,
+        now_ns: u64,
+        notice: &mut dyn FnMut(Notice<'_>),
+    ) {
         let last = actions.iter().any(|action| matches!(action, Action::Finish { .. }));
         for action in actions {
             match action {
@@ -391,8 +404,9 @@ impl<'g> Supervisor<'g> {
                     self.tell(Command::Inject { snapshot, pause });
                 }
                 Action::Commit { snapshot, parts, last, triggered_ns } => {
-                    let followed = self.commit(snapshot, parts, last, triggered_ns);
-                    self.act(followed, notice);
+                    let decided = Decided { snapshot, parts, last, triggered_ns };
+                    let followed = self.commit(decided, now_ns);
+                    self.act(followed, now_ns, notice);
                 }
                 Action::Complete { snapshot, duration_ns } => {
                     self.failures = 0;
@@ -421,13 +435,10 @@ impl<'g> Supervisor<'g> {
         }
     }
 
-    fn commit(
-        &mut self,
-        snapshot: SnapshotId,
-        parts: Vec<PartRef>,
-        last: bool,
-        triggered_ns: u64,
-    ) -> Vec<Action<PartRef>> {
+    /// Decides by `now_ns` only, which is the driver's time; the clock measures what it took.
+    fn commit(&mut self, decided: Decided, now_ns: u64) -> Vec<Action<PartRef>> {
+        let Decided { snapshot, parts, last, triggered_ns } = decided;
+        let began_ns = clock::now_ns();
         let store = self.store.as_mut().expect("there are snapshots");
         let entry = |name: &String| OperatorEntry { name: name.clone(), schema: 1 };
         let manifest = Manifest {
@@ -442,19 +453,22 @@ impl<'g> Supervisor<'g> {
             parts,
             notes: BTreeMap::from([(
                 "trigger_to_durable_parts_ns".into(),
-                clock::now_ns() - triggered_ns,
+                now_ns.saturating_sub(triggered_ns),
             )]),
         };
         match store.commit(&manifest) {
             Ok(()) => {
                 self.newest = Some(manifest);
-                let actions = self.coordinator.committed(snapshot, clock::now_ns());
+                let mut actions = self.coordinator.committed(snapshot, now_ns);
+                if let Some(Action::Complete { duration_ns, .. }) = actions.first_mut() {
+                    *duration_ns += clock::now_ns() - began_ns;
+                }
                 // A failed collection leaves files behind that the next one finds.
                 _ = self.store.as_mut().expect("there are snapshots").collect();
                 actions
             }
             Err(Error::Snapshot { reason, .. }) => {
-                self.coordinator.failed(snapshot, self.attempt, reason, clock::now_ns())
+                self.coordinator.failed(snapshot, self.attempt, reason, now_ns)
             }
             Err(error) => {
                 // Whether the manifest is durable is not known, so sinks may neither commit nor

@@ -1,4 +1,11 @@
-//! The oracle of the integration tests: answers computed without the engine, as plainly as possible.
+//! What integration tests share: the oracle (answers computed without the engine, as plainly as
+//! possible), chance from a seed, and a job stepped turn by turn.
+
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+pub mod quiet;
+pub mod random;
+pub mod run;
 
 use std::collections::BTreeMap;
 

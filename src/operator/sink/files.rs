@@ -271,11 +271,11 @@ impl<F> FilesWriter<F> {
         if self.buffer.is_empty() {
             return Ok(true);
         }
+        let open = self.open_file()?;
+        let (file, offset) = (open.file.clone(), open.length);
         let buffer = std::mem::take(&mut self.buffer);
         let length = buffer.len() as u64;
-        let open = self.open_file()?;
-        let write =
-            Operation::Write { file: open.file.clone(), offset: open.length, buffer, sync: false };
+        let write = Operation::Write { file, offset, buffer, sync: false };
         match self.queue.submit(write) {
             Ok(ticket) => {
                 self.writes += 1;
@@ -294,15 +294,22 @@ impl<F> FilesWriter<F> {
     /// Takes completions and starts the syncs that are due.
     fn turn(&mut self) -> Result<()> {
         self.queue.poll(&mut self.completions);
-        for completion in self.completions.drain(..) {
-            completion.result.map_err(Error::io("write in", &self.directory))?;
-            let ticket = completion.ticket;
+        let mut failed = None;
+        for Completion { ticket, result, .. } in self.completions.drain(..) {
+            if let Err(error) = result {
+                // The ticket stays open, so nothing that depends on it is ever prepared.
+                failed = Some(error);
+                continue;
+            }
             self.writing.retain(|(writing, _)| *writing != ticket);
             for prepared in &mut self.prepared {
                 if prepared.sync == Synced::Submitted(ticket) {
                     prepared.sync = Synced::Done;
                 }
             }
+        }
+        if let Some(error) = failed {
+            return Err(Error::io("write in", &self.directory)(error));
         }
         let oldest = self.writing.iter().map(|(_, number)| *number).min().unwrap_or(u64::MAX);
         for prepared in &mut self.prepared {

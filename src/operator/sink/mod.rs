@@ -80,7 +80,8 @@ pub trait Writer<T>: Send {
     /// returns the handle that the snapshot will list. Never blocks.
     ///
     /// # Errors
-    /// The output failed.
+    /// The output failed: the job goes back to its last snapshot, since what is in the output now
+    /// is not known.
     fn prepare(&mut self, snapshot: SnapshotId) -> Result<Vec<u8>>;
 
     /// Whether everything up to `snapshot` is durable.
@@ -172,7 +173,9 @@ impl<T: Record> OperatorState for SinkState<'_, T> {
     }
 
     fn abandon(&mut self) {
-        self.handle.marked.clear();
+        // A handle can be forgotten: what it lists is in the next one too. A failure cannot: what
+        // the writer holds is in doubt, whatever becomes of this snapshot.
+        self.handle.marked.retain(Result::is_err);
     }
 
     fn restore(&mut self, _slot: StateSlot, schema: u32, _bytes: &[u8]) -> Result<(), String> {
