@@ -77,3 +77,8 @@ pub mod engine;
 pub mod doctor;
 pub mod workload;
 pub mod jobs;
+
+/// Compiles and runs the example in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

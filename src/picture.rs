@@ -146,8 +146,9 @@ mod tests {
         let (sink, _) = Collect::new();
         let words = job.source("words", Items::new("numbers", || 1..4_u64));
         let even = words.clone().filter("even", |n| n % 2 == 0).parallelism(1);
-        let kept = words.map("keep", |n| n).broadcast();
+        let kept = words.map("keep", |n| n);
         kept.union(even)
+            .broadcast()
             .map("both \"of\" them", |n| n)
             .key_by(|n| *n)
             .reduce("sum", |a, b| *a += b)

@@ -49,7 +49,7 @@ fn an_unreadable_input_is_named() {
     use std::os::unix::fs::PermissionsExt as _;
     let place = Place::with_text("a");
     let path = place.path("text");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).expect("a file of ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("a file of ours");
     if !geteuid().is_root() {
         place.count(&[]).refused(1, &[&path.display().to_string(), "ermission denied"]);
     }

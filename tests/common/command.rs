@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -142,13 +143,18 @@ impl Place {
     }
 }
 
-/// Every file of a directory with its bytes.
+/// Every file of a directory with its bytes. A running job may rename or remove one meanwhile: then it
+/// is left out.
 pub fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
-        .map(|entry| {
+        .filter_map(|entry| {
             let name = entry.file_name().into_string().expect("names are UTF-8");
-            (name, std::fs::read(entry.path()).expect("a readable file"))
+            match std::fs::read(entry.path()) {
+                Ok(bytes) => Some((name, bytes)),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => panic!("{name}: {error}"),
+            }
         })
         .collect()
 }
