@@ -212,7 +212,7 @@ impl Shape<'_> {
 
     fn source(&mut self) -> Drawn {
         let (name, salt) = (self.name("source"), self.random.next());
-        let records = self.random.pick(&[0, 1, 40, 300, 900]);
+        let records = self.random.pick(&[0, 1, 300, 900, 1_500]);
         let values: Vec<u64> = (0..records).map(|index| mix(index ^ salt) >> 8).collect();
         let made = values.clone();
         let stream = if self.random.one_in(4) {
@@ -221,7 +221,7 @@ impl Shape<'_> {
             let make = move |index, out: &mut Vec<u64>| out.push(mix(index ^ salt) >> 8);
             self.job.source(&name, Generator::new("drawn", records, make))
         };
-        let rate = self.random.pick(&[None, None, Some(20_000.0), Some(200_000.0)]);
+        let rate = self.random.pick(&[None, None, Some(20_000.0), Some(100_000.0)]);
         (if let Some(rate) = rate { stream.rate(rate) } else { stream }, values)
     }
 }
