@@ -171,13 +171,14 @@ impl<P> Coordinator<P> {
         self.cadence.aborted += self.pending.len() as u64;
         self.pending.clear();
         self.due_ns = now_ns + self.interval_ns.unwrap_or(0);
+        self.failures = 0;
         self.phase = match self.phase {
-            // Tasks have to finish again in this attempt.
-            Phase::Last { complete: true, .. } => Phase::Running,
+            // Tasks have to finish again in this attempt, also where the last snapshot had failed or
+            // was complete and a sink could not commit it.
+            Phase::Running | Phase::Last { complete: true, .. } | Phase::Finished => Phase::Running,
             Phase::Last { complete: false, not_before_ns, .. } => {
                 Phase::Last { complete: false, settled: false, tries: 0, not_before_ns }
             }
-            phase => phase,
         };
     }
 
@@ -556,6 +557,26 @@ mod tests {
         assert_eq!(c.tick(5 * MS), []);
         c.task_finished(A, 5 * MS);
         assert_eq!(c.tick(5 * MS), [Action::Finish { complete: true }]);
+    }
+
+    /// The last snapshot of a job failed as often as it may, the job was restarted, and then waited
+    /// for ever: the new attempt took over that the old one had nothing more to do.
+    #[test]
+    fn an_attempt_after_a_failed_or_uncommitted_end_takes_snapshots_again() {
+        let mut c = started(1, 1);
+        c.task_finished(A, 0);
+        let mut now = 0;
+        for n in 1..=u64::from(LAST_ATTEMPTS_MAX) {
+            assert_eq!(c.tick(now), [inject_last(SnapshotId(n))]);
+            let actions = c.failed(SnapshotId(n), A, "full".into(), now);
+            let fails = matches!(actions.last(), Some(Action::Fail(_)));
+            assert_eq!(fails, n == u64::from(LAST_ATTEMPTS_MAX));
+            now += LAST_RETRY_NS;
+        }
+        assert_eq!(c.tick(now), []);
+        c.start(Attempt(2), 1, SnapshotId(300), now);
+        c.task_finished(Attempt(2), now);
+        assert_eq!(c.tick(now), [inject_last(SnapshotId(300))]);
     }
 
     #[test]

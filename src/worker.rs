@@ -10,6 +10,7 @@
 //! - A task has at most one captured version not yet written out: before it captures the next one,
 //!   the last is drained to its end, or given up if the part it belongs to is gone.
 //! - Snapshots are written in the order they were captured.
+//! - A worker that says it has stopped has nothing under way any more.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender};
@@ -165,6 +166,7 @@ impl Worker {
         match self.round(now_ns) {
             Ok(step) => step,
             Err(error) => {
+                self.let_go();
                 self.tell(Event::Failed(self.id, self.attempt, error));
                 Step::Stopped
             }
@@ -209,6 +211,13 @@ impl Worker {
         Ok(Step::Idle(until))
     }
 
+    /// Ends everything that could still touch a file, waiting for what is under way: whoever hears
+    /// that this worker has stopped may cut, rename and remove what it wrote.
+    fn let_go(&mut self) {
+        self.tasks.clear();
+        self.parts = None;
+    }
+
     fn tell(&self, event: Event) {
         // A supervisor that is gone has given the job up; this worker will be dropped with it.
         _ = self.events.send(event);
@@ -219,6 +228,7 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             *worked = true;
             if self.obey(command)? {
+                self.let_go();
                 self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
                 return Ok(true);
             }
@@ -231,6 +241,11 @@ impl Worker {
         match command {
             Command::Inject { snapshot, pause } => {
                 self.tasks.iter_mut().for_each(|task| task.inject(snapshot, pause));
+                if self.tasks.is_empty() && self.parts.is_some() {
+                    // Nothing will come to the barrier; an empty part is this worker's share.
+                    let (captured, drained) = (Vec::new(), Vec::new());
+                    self.gathering.push_back(Gathering { snapshot, captured, drained });
+                }
             }
             Command::Complete { snapshot, last } => {
                 self.aborted.retain(|aborted| *aborted > snapshot);

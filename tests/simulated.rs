@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use common::quiet::quietly;
 use life::{Summary, simulate};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 600;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
@@ -77,5 +77,6 @@ impl Summary {
         self.aborted += other.aborted;
         self.restarts += other.restarts;
         self.errors += other.errors;
+        self.fallbacks += other.fallbacks;
     }
 }

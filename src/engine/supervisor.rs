@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use super::{End, Handle, Notice, Report};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Snapshots};
 use crate::coordinator::{Action, Coordinator};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -120,6 +120,26 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     Ok(JobIdentity { name: graph.name.clone(), fingerprint: lines.join("\n") })
 }
 
+/// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
+/// instead is committed again under a new id: restoring it takes back what sinks published since, so
+/// the skipped one must not come back as the newest, should it be readable another time.
+fn hold(
+    disk: &Arc<dyn Disk>,
+    snapshots: &Snapshots,
+    identity: &JobIdentity,
+    notice: &mut dyn FnMut(Notice<'_>),
+) -> Result<(Store, Option<Manifest>)> {
+    let opened = Store::open(disk.clone(), &snapshots.directory, identity, snapshots.retained)?;
+    opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
+    let (mut store, mut newest) = (opened.store, opened.newest);
+    if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
+        newest.snapshot = store.next_snapshot().0;
+        newest.generation = store.generation();
+        store.commit(newest)?;
+    }
+    Ok((store, newest))
+}
+
 impl<'g> Supervisor<'g> {
     /// Opens the job's snapshot directory, if it has one.
     ///
@@ -135,10 +155,8 @@ impl<'g> Supervisor<'g> {
         let identity = identity_of(graph, &disk)?;
         let (mut store, mut newest) = (None, None);
         if let Some(snapshots) = &config.snapshots {
-            let opened =
-                Store::open(disk.clone(), &snapshots.directory, &identity, snapshots.retained)?;
-            opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
-            (store, newest) = (Some(opened.store), opened.newest);
+            let held = hold(&disk, snapshots, &identity, notice)?;
+            (store, newest) = (Some(held.0), held.1);
         }
         let snapshots = config.snapshots.as_ref();
         let coordinator = Coordinator::new(
@@ -484,10 +502,8 @@ impl<'g> Supervisor<'g> {
     fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
         let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
         self.store = None; // gives up the lock
-        let directory = &snapshots.directory;
-        let opened = Store::open(self.disk.clone(), directory, &self.identity, snapshots.retained)?;
-        opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
-        (self.store, self.newest) = (Some(opened.store), opened.newest);
+        let held = hold(&self.disk, snapshots, &self.identity, notice)?;
+        (self.store, self.newest) = (Some(held.0), held.1);
         Ok(())
     }
 

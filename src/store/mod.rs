@@ -112,6 +112,10 @@ pub struct Opened {
     pub newest: Option<Manifest>,
     /// What had to be skipped: which file, which byte, what was wrong with it.
     pub warnings: Vec<String>,
+    /// Whether a snapshot newer than `newest` was skipped. Who restores `newest` then has to commit
+    /// it under a new id *before* undoing anything that belongs to the skipped one, for that one may
+    /// be readable again at the next open.
+    pub fell_back: bool,
 }
 
 /// One share of one operator's state, as it was appended.

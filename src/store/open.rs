@@ -55,6 +55,8 @@ struct Found {
     pinned: Vec<String>,
     /// A skipped manifest is unreadable, so what it names is not known.
     unreadable: bool,
+    /// A snapshot newer than `newest` was skipped.
+    fell_back: bool,
     warnings: Vec<String>,
 }
 
@@ -95,7 +97,12 @@ pub(super) fn open(
         }),
         kept: found.kept,
     };
-    Ok(Opened { store, newest: found.newest, warnings: found.warnings })
+    Ok(Opened {
+        store,
+        newest: found.newest,
+        warnings: found.warnings,
+        fell_back: found.fell_back,
+    })
 }
 
 fn create_directory(disk: &dyn Disk, dir: &Path) -> Result<()> {
@@ -271,6 +278,7 @@ impl Found {
         if !damaged {
             return Err(error);
         }
+        self.fell_back |= self.newest.is_none();
         let role = if self.newest.is_some() { "older " } else { "" };
         self.warnings.push(format!("{role}snapshot {id} cannot be restored: {error}"));
         Ok(())
