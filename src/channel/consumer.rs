@@ -134,6 +134,7 @@ impl<T> Consumer<T> {
     /// it are the last. `tail` before `marks_tail`: a mark is stored before any tail above it, so
     /// the marks read cover that tail.
     fn look(&mut self) {
+        self.release_forgotten();
         let line = &self.shared.producer;
         // Acquire, pairs with the Release store in `Producer::drop`.
         self.closed = line.gone.load(Ordering::Acquire);
@@ -162,7 +163,7 @@ impl<T> Consumer<T> {
     /// Lends `count` records from slot `first` on, which is the slot of `head`.
     #[inline]
     fn lend(&mut self, first: usize, count: usize) -> Polled<'_, T> {
-        let access = self.shared.slots.access(first, count);
+        let access = self.shared.slots.access(|| first..first + count);
         self.head = self.head.wrapping_add(count);
         // SAFETY: first <= mask, inside the allocation.
         let start = unsafe { self.slots.add(first) };
@@ -172,10 +173,27 @@ impl<T> Consumer<T> {
         Polled::Records(Lent::new(self, batch, start, count, access))
     }
 
-    /// Takes back the last `left` lent records and gives the slots before them to the producer.
+    /// Ends a loan: `left` records at its end stay; the slots before them, if `taken` says that there
+    /// are any, go to the producer.
     #[inline]
-    pub(super) fn release(&mut self, left: usize) {
+    pub(super) fn end_loan(&mut self, left: usize, taken: bool) {
         self.head = self.head.wrapping_sub(left);
+        if taken {
+            self.release();
+        }
+    }
+
+    /// Gives back the slots of loans that never ended; as none is alive now, none ever will.
+    fn release_forgotten(&self) {
+        // Relaxed: only we write it.
+        if self.shared.consumer.head.load(Ordering::Relaxed) != self.head {
+            self.release();
+        }
+    }
+
+    /// Gives the slots before the head to the producer.
+    #[inline]
+    fn release(&self) {
         // Release, pairs with the Acquire load in `Producer::room`: our reads from these slots
         // happen before the producer's next writes.
         self.shared.consumer.head.store(self.head, Ordering::Release);
@@ -184,8 +202,8 @@ impl<T> Consumer<T> {
 
 impl<T> Drop for Consumer<T> {
     fn drop(&mut self) {
-        // Also passes over the records of forgotten loans, so that the last drop leaves them alone.
-        self.release(0);
+        // The last drop must leave forgotten records alone.
+        self.release_forgotten();
         // Relaxed: see `Producer::is_closed`.
         self.shared.consumer.gone.store(true, Ordering::Relaxed);
     }

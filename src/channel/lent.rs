@@ -5,9 +5,9 @@
 //!
 //! Invariants
 //! - Slots are released only if the batch that comes back is the batch that was lent. Safe code can
-//!   swap a batch for another behind a `&mut`; then all lent records count as taken (they leak if
-//!   nobody took them), and their slots are released only at the next loan, when no batch over them
-//!   can be alive.
+//!   swap a batch for another behind a `&mut`, or forget the loan; then all lent records count as
+//!   taken (they leak if nobody took them), and their slots are released by a later poll, when no
+//!   batch over them can be alive.
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -68,7 +68,7 @@ impl<T> Drop for Lent<'_, T> {
     fn drop(&mut self) {
         self.access.end();
         if self.is_intact() {
-            self.consumer.release(self.batch.len());
+            self.consumer.end_loan(self.batch.len(), self.batch.taken() > 0);
         }
     }
 }

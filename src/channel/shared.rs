@@ -88,7 +88,7 @@ impl<T> Drop for Shared<T> {
         let mut head = self.consumer.head.load(Ordering::Relaxed);
         while head != tail {
             let index = head & (self.slots.capacity() - 1);
-            let mut access = self.slots.access(index, 1);
+            let mut access = self.slots.access(|| index..index + 1);
             // SAFETY: index < capacity, inside the allocation.
             let slot = unsafe { self.slots.base().add(index) };
             // SAFETY: head..tail hold initialised records and both ends are gone.

@@ -4,16 +4,23 @@
 //! is the business of the positions in `shared`.
 //!
 //! Invariants
-//! - The memory starts on a cache line of its own, so that no neighbour shares one with a slot.
+//! - Slot `i` lies `i * STRIDE` bytes behind the base and is aligned for a record.
+//! - The slots start on cache lines of their own, and [`AHEAD_BYTES`] behind them are unused, so
+//!   that neither a write nor a prefetch ever takes a neighbour's line from another core.
 //! - Two rings never have the same base, not even for records of size 0.
 
 #![expect(unsafe_code, reason = "raw slot memory")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use super::sync::{Access, Accesses};
 
+/// How far before a write its line is asked for. The lines ahead were last read by the consumer, so
+/// a store there waits for the other core; asked for early, several waits overlap. 512 to 2048
+/// bytes measured alike (`perf/0002-ring.md`).
+const AHEAD_BYTES: usize = 1024;
 /// Two lines, because the hardware fetches them in pairs.
 const LINE_BYTES: usize = 128;
 /// The smallest page the system maps.
@@ -29,15 +36,20 @@ pub(super) struct Slots<T> {
 }
 
 impl<T> Slots<T> {
+    /// Bytes from one slot to the next: a record's size, and not 0 for records without one, so that
+    /// a pointer into the slots always tells which slot it is at.
+    pub(super) const STRIDE: usize =
+        if size_of::<T>() == 0 { align_of::<T>() } else { size_of::<T>() };
+
     pub(super) fn new(capacity: usize) -> Self {
         assert!(capacity.is_power_of_two(), "{capacity} slots");
-        let layout = Layout::array::<T>(capacity)
-            .and_then(|records| Layout::from_size_align(records.size().max(1), LINE_BYTES))
-            .and_then(|bytes| bytes.align_to(align_of::<T>()))
-            .unwrap_or_else(|_| panic!("{capacity} slots of {} bytes", size_of::<T>()))
-            .pad_to_align();
-        // SAFETY: the size is at least 1.
-        let memory = unsafe { alloc_zeroed(layout) };
+        let layout = capacity
+            .checked_mul(Self::STRIDE)
+            .and_then(|slots| slots.checked_add(AHEAD_BYTES))
+            .and_then(|bytes| Layout::from_size_align(bytes, LINE_BYTES.max(align_of::<T>())).ok())
+            .unwrap_or_else(|| panic!("{capacity} slots of {} bytes", Self::STRIDE));
+        // SAFETY: the size is at least AHEAD_BYTES, not 0.
+        let memory = unsafe { alloc(layout) };
         let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
         prefault(memory, layout.size());
         Self { base: memory.cast(), layout, capacity, accesses: Accesses::new(capacity) }
@@ -52,10 +64,11 @@ impl<T> Slots<T> {
         self.base
     }
 
-    /// Tells the model check that `count` slots from slot `first` on are used from now on.
+    /// Tells the model check that these slots are used from now on. Free in a real build, where
+    /// `indices` is not called.
     #[inline]
-    pub(super) fn access(&self, first: usize, count: usize) -> Access {
-        self.accesses.begin(first, count)
+    pub(super) fn access(&self, indices: impl FnOnce() -> Range<usize>) -> Access {
+        self.accesses.begin(indices)
     }
 }
 
@@ -74,4 +87,24 @@ fn prefault(memory: NonNull<u8>, bytes: usize) {
         // SAFETY: the byte is allocated and nobody else knows of it yet.
         unsafe { byte.write_volatile(0) };
     }
+}
+
+/// Asks for the line that will be written [`AHEAD_BYTES`] after this slot, to be written.
+#[inline]
+pub(super) fn prefetch_behind<T>(slot: NonNull<T>) {
+    // `_mm_prefetch` becomes a prefetch *to read* unless the build targets a newer processor, and a
+    // line fetched to read is fetched again to be written.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch changes no memory and no register and does not fault, whatever the address;
+    // processors without the instruction treat it as a no-op.
+    unsafe {
+        std::arch::asm!(
+            "prefetchw [{address} + {ahead}]",
+            address = in(reg) slot.addr().get(),
+            ahead = const AHEAD_BYTES,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = slot;
 }

@@ -13,6 +13,7 @@ pub(super) use plain::*;
 
 #[cfg(not(all(test, tidegate_loom)))]
 mod plain {
+    use std::ops::Range;
     pub(in super::super) use std::sync::Arc;
     pub(in super::super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -47,7 +48,7 @@ mod plain {
         }
 
         #[inline]
-        pub(in super::super) fn begin(&self, _first: usize, _count: usize) -> Access {
+        pub(in super::super) fn begin(&self, _indices: impl FnOnce() -> Range<usize>) -> Access {
             Access
         }
     }
@@ -60,6 +61,8 @@ mod plain {
 
 #[cfg(all(test, tidegate_loom))]
 mod checked {
+    use std::ops::Range;
+
     pub(in super::super) use loom::cell::UnsafeCell;
     pub(in super::super) use loom::sync::Arc;
     pub(in super::super) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -75,8 +78,8 @@ mod checked {
             Self((0..slots).map(|_| UnsafeCell::new(())).collect())
         }
 
-        pub(in super::super) fn begin(&self, first: usize, count: usize) -> Access {
-            Access(self.0[first..first + count].iter().map(UnsafeCell::get_mut).collect())
+        pub(in super::super) fn begin(&self, indices: impl FnOnce() -> Range<usize>) -> Access {
+            Access(self.0[indices()].iter().map(UnsafeCell::get_mut).collect())
         }
     }
 

@@ -24,8 +24,10 @@ impl Drop for Counted {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// As many as fit of this many.
+    /// As many as fit of this many, one by one.
     Push(usize),
+    /// As many as the room last seen takes of this many.
+    Fill(usize),
     Publish,
     Control,
     /// Ask for at most so many, take at most so many of them.
@@ -40,7 +42,8 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => (1..6_usize).prop_map(Step::Push),
+        4 => (1..6_usize).prop_map(Step::Push),
+        4 => (0..12_usize).prop_map(Step::Fill),
         4 => Just(Step::Publish),
         2 => Just(Step::Control),
         8 => (1..9_usize, 0..9_usize).prop_map(|(max, take)| Step::Poll { max, take }),
@@ -67,7 +70,8 @@ struct Model {
     /// In order; the last `unpublished` are not visible yet.
     items: VecDeque<Item>,
     unpublished: usize,
-    /// Slots not yet released.
+    /// Slots that may still be held back: those of the records, and of forgotten loans until the
+    /// consumer looks for more or takes more.
     held: usize,
     controls: usize,
     pushed: usize,
@@ -80,15 +84,21 @@ impl Model {
             Step::Push(wanted) => {
                 let Some(producer) = &mut ends.producer else { return };
                 let room = producer.room(wanted);
-                let free = self.capacity - self.held;
-                assert!(room <= free && room >= wanted.min(free), "room {room} of {free}");
-                for _ in 0..room.min(wanted) {
-                    producer.push(Counted { value: self.pushed, drops: drops.clone() });
-                    self.items.push_back(Item::Record(self.pushed));
-                    self.pushed += 1;
-                    self.held += 1;
-                    self.unpublished += 1;
+                let most = self.capacity - self.records();
+                let least = self.capacity.saturating_sub(self.held);
+                assert!(room <= most && room >= wanted.min(least), "{room} in {least}..={most}");
+                for value in self.pushed..self.pushed + room.min(wanted) {
+                    producer.push(Counted { value, drops: drops.clone() });
                 }
+                self.pushed(room.min(wanted));
+            }
+            Step::Fill(count) => {
+                let Some(producer) = &mut ends.producer else { return };
+                let room = producer.room(count.min(2));
+                let values = self.pushed..self.pushed + count;
+                let records = values.map(|value| Counted { value, drops: drops.clone() });
+                assert_eq!(producer.fill(records), count.min(room));
+                self.pushed(count.min(room));
             }
             Step::Publish => {
                 let Some(producer) = &mut ends.producer else { return };
@@ -125,7 +135,10 @@ impl Model {
     fn poll(&mut self, consumer: &mut Consumer<Counted>, max: usize, take: usize, forget: bool) {
         let visible = self.items.len() - self.unpublished;
         match consumer.poll(max) {
-            Polled::Empty | Polled::Closed => assert_eq!(visible, 0),
+            Polled::Empty | Polled::Closed => {
+                assert_eq!(visible, 0);
+                self.held = self.records();
+            }
             Polled::Control(control) => {
                 assert!(visible > 0);
                 assert_eq!(self.items.pop_front(), Some(Item::Control(control)));
@@ -142,16 +155,24 @@ impl Model {
                     assert_eq!(self.items.pop_front(), Some(Item::Record(*value)));
                 }
                 if forget {
-                    // The slots stay held until the next loan ends.
                     self.items.drain(..count - taken.len());
                     self.leaked += count - taken.len();
                     std::mem::forget(lent);
                 } else {
                     drop(lent);
-                    self.held = self.records();
+                    if !taken.is_empty() {
+                        self.held = self.records();
+                    }
                 }
             }
         }
+    }
+
+    fn pushed(&mut self, count: usize) {
+        self.items.extend((self.pushed..self.pushed + count).map(Item::Record));
+        self.pushed += count;
+        self.held += count;
+        self.unpublished += count;
     }
 
     fn records(&self) -> usize {
@@ -166,6 +187,9 @@ struct Ends {
 }
 
 proptest! {
+    // A failure prints its input; nothing is written beside the sources.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn any_interleaving_behaves_as_a_queue_that_drops_each_record_once(
         capacity in 1..9_usize,
@@ -232,6 +256,18 @@ fn a_push_without_room_panics() {
 }
 
 #[test]
+fn a_fill_whose_records_panic_keeps_those_before() {
+    let (mut producer, mut consumer) = channel(4);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        producer.fill((0..4).inspect(|value| assert_ne!(*value, 2)).map(|value| value.to_string()))
+    }));
+    assert!(caught.is_err());
+    producer.publish();
+    let Polled::Records(mut records) = consumer.poll(9) else { panic!("no records") };
+    assert_eq!(records.drain(9).collect::<Vec<_>>(), ["0", "1"]);
+}
+
+#[test]
 fn a_panic_while_lent_releases_what_was_taken_and_keeps_the_rest() {
     let (mut producer, mut consumer) = channel(4);
     (0..4).for_each(|value| producer.push(value.to_string()));
@@ -264,9 +300,10 @@ fn a_batch_that_was_swapped_for_another_gives_no_record_twice() {
         std::mem::swap(&mut *one, &mut *other);
         assert_eq!(one.drain(1).collect::<Vec<_>>(), ["other 0"]);
     }
+    assert_eq!(producer.room(1), 0, "released only when no batch can be alive");
     assert!(matches!(consumer.poll(9), Polled::Empty));
     assert!(matches!(other_consumer.poll(9), Polled::Empty));
-    assert_eq!(producer.room(1), 0, "released only with the next loan");
+    assert_eq!(producer.room(1), 2);
 
     let (mut producer, mut consumer) = channel(2);
     producer.push("a".to_string());
@@ -284,11 +321,22 @@ fn a_batch_that_was_swapped_for_another_gives_no_record_twice() {
 
 #[test]
 fn records_without_a_size_are_counted() {
-    let (mut producer, mut consumer) = channel(4);
-    (0..3).for_each(|_| producer.push(()));
-    producer.publish();
-    let Polled::Records(mut records) = consumer.poll(9) else { panic!("no records") };
-    assert_eq!(records.drain(9).count(), 3);
+    fn check<T: Send + Clone>(record: &T) {
+        let (mut producer, mut consumer) = channel(4);
+        for _ in 0..3 {
+            assert_eq!(producer.room(3), 4);
+            (0..2).for_each(|_| producer.push(record.clone()));
+            assert_eq!(producer.fill([record.clone()]), 1);
+            producer.publish();
+            let mut count = 0;
+            while let Polled::Records(mut records) = consumer.poll(9) {
+                count += records.drain(9).count();
+            }
+            assert_eq!(count, 3);
+        }
+    }
+    check(&());
+    check::<[u64; 0]>(&[]);
 }
 
 #[test]
