@@ -199,7 +199,6 @@ fn thread(
 }
 
 /// Seconds and checksum of the hand-written loop.
-#[expect(clippy::disallowed_methods, reason = "the hand-written loop starts its own threads")]
 fn hand_written(records: u64, keys: u64, threads: usize, slots: usize) -> (f64, u64) {
     let (first, second) = (shuffles(threads, slots), shuffles(threads, slots));
     let third = shuffles(threads, slots);

@@ -125,7 +125,6 @@ impl Thread<'_> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the hand-written loop starts its own threads")]
 fn hand_written(path: &Path, threads: usize, slots: usize) -> (f64, Counts) {
     let began = clock::now_ns();
     let file = std::fs::File::open(path).expect("it was written");

@@ -30,6 +30,8 @@ pub const LAST_ATTEMPTS_MAX: u32 = 5;
 /// Snapshots that may fail one after another before the job fails: with the pauses between them
 /// more than ten minutes.
 pub const FAILURES_MAX: u32 = 200;
+/// Interval of snapshots while nothing is read, if it is longer than the asked one; in ns.
+const IDLE_INTERVAL_NS: u64 = 1_000_000_000;
 /// Longest pause after a failed snapshot, in ns.
 const FAILURE_PAUSE_NS_MAX: u64 = 5_000_000_000;
 /// Pause between two tries of the last snapshot, in ns.
@@ -115,7 +117,7 @@ struct Pending<P> {
 /// Counts that say how well the asked cadence is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cadence {
-    /// Intervals that went by while the job ran.
+    /// Intervals that went by while the job had something to snapshot.
     pub asked: u64,
     /// Snapshots triggered.
     pub triggered: u64,
@@ -137,6 +139,8 @@ pub struct Coordinator<P> {
     pending: BTreeMap<SnapshotId, Pending<P>>,
     unfinished: usize,
     phase: Phase,
+    /// When the last snapshot was triggered, ns, and how much had been read by then.
+    last_trigger: (u64, u64),
     /// Snapshots that failed since the last complete one.
     failures: u32,
     cadence: Cadence,
@@ -157,6 +161,7 @@ impl<P> Coordinator<P> {
             pending: BTreeMap::new(),
             unfinished: 0,
             phase: Phase::Running,
+            last_trigger: (0, u64::MAX),
             failures: 0,
             cadence: Cadence::default(),
         }
@@ -209,7 +214,10 @@ impl<P> Coordinator<P> {
     }
 
     /// Time goes by: gives up what takes too long and triggers what is due.
-    pub fn tick(&mut self, now_ns: u64) -> Vec<Action<P>> {
+    ///
+    /// `read` is how much input the sources have read so far. While it does not change, there is
+    /// next to nothing new to snapshot, and one a second keeps an idle job from burning a core.
+    pub fn tick(&mut self, now_ns: u64, read: u64) -> Vec<Action<P>> {
         let mut actions = Vec::new();
         let late = |pending: &Pending<P>| {
             !pending.committing && now_ns >= pending.triggered_ns + self.timeout_ns
@@ -223,7 +231,7 @@ impl<P> Coordinator<P> {
             actions.extend(self.give_up(snapshot, reason, now_ns));
         }
         match self.phase {
-            Phase::Running => self.trigger_if_due(now_ns, &mut actions),
+            Phase::Running => self.trigger_if_due(now_ns, read, &mut actions),
             Phase::Last { complete, settled, not_before_ns, .. } => {
                 if self.interval_ns.is_none() {
                     self.phase = Phase::Finished;
@@ -237,15 +245,20 @@ impl<P> Coordinator<P> {
         actions
     }
 
-    fn trigger_if_due(&mut self, now_ns: u64, actions: &mut Vec<Action<P>>) {
+    fn trigger_if_due(&mut self, now_ns: u64, read: u64, actions: &mut Vec<Action<P>>) {
         let Some(interval_ns) = self.interval_ns else { return };
         if now_ns < self.due_ns || self.pending.len() >= SNAPSHOTS_PENDING_MAX {
             return;
         }
         // Intervals missed because snapshots take longer are counted, not made up for in a burst.
         let intervals = (now_ns - self.due_ns) / interval_ns + 1;
-        self.cadence.asked += intervals;
         self.due_ns += intervals * interval_ns;
+        let idle_ns = now_ns - self.last_trigger.0;
+        if self.pending.is_empty() && self.last_trigger.1 == read && idle_ns < IDLE_INTERVAL_NS {
+            return;
+        }
+        self.last_trigger = (now_ns, read);
+        self.cadence.asked += intervals;
         actions.push(self.trigger(now_ns, None));
     }
 
@@ -407,6 +420,11 @@ mod tests {
         c.ack(WorkerId(worker), SnapshotId(n), A, worker as u32)
     }
 
+    /// A tick of a job that reads all the time.
+    fn tick(c: &mut Coordinator<u32>, now_ns: u64) -> Vec<Action<u32>> {
+        c.tick(now_ns, now_ns)
+    }
+
     fn inject(snapshot: SnapshotId) -> Action<u32> {
         Action::Inject { snapshot, pause: false }
     }
@@ -422,8 +440,8 @@ mod tests {
     #[test]
     fn a_snapshot_is_committed_when_every_worker_has_acked() {
         let mut c = started(2, 1);
-        assert_eq!(c.tick(9 * MS), []);
-        assert_eq!(c.tick(10 * MS), [inject(SnapshotId(1))]);
+        assert_eq!(tick(&mut c, 9 * MS), []);
+        assert_eq!(tick(&mut c, 10 * MS), [inject(SnapshotId(1))]);
         assert_eq!(ack(&mut c, 1, 1), (Ack::Accepted, vec![]));
         assert_eq!(c.waiting_for(SnapshotId(1)), [0]);
         let (_, actions) = ack(&mut c, 0, 1);
@@ -435,8 +453,8 @@ mod tests {
     #[test]
     fn trap_22_an_ack_counts_once_for_its_own_snapshot_and_attempt() {
         let mut c = started(2, 1);
-        c.tick(10 * MS);
-        c.tick(20 * MS);
+        tick(&mut c, 10 * MS);
+        tick(&mut c, 20 * MS);
         // An ack of the later snapshot is kept, not ignored.
         assert_eq!(ack(&mut c, 0, 2).0, Ack::Accepted);
         assert_eq!(ack(&mut c, 0, 2).0, Ack::Duplicate);
@@ -452,8 +470,8 @@ mod tests {
     #[test]
     fn trap_23_completing_a_snapshot_gives_up_the_older_pending_one() {
         let mut c = started(1, 1);
-        c.tick(10 * MS);
-        c.tick(20 * MS);
+        tick(&mut c, 10 * MS);
+        tick(&mut c, 20 * MS);
         let (_, actions) = ack(&mut c, 0, 2);
         assert!(matches!(actions[0], Action::Abort { snapshot: SnapshotId(1), .. }));
         assert_eq!(actions[1], commit(2, vec![0], false, 20 * MS));
@@ -463,60 +481,60 @@ mod tests {
     #[test]
     fn at_most_two_are_pending_and_missed_intervals_are_counted() {
         let mut c = started(1, 1);
-        c.tick(10 * MS);
-        c.tick(20 * MS);
-        assert_eq!(c.tick(45 * MS), []);
+        tick(&mut c, 10 * MS);
+        tick(&mut c, 20 * MS);
+        assert_eq!(tick(&mut c, 45 * MS), []);
         ack(&mut c, 0, 1);
         c.committed(SnapshotId(1), 45 * MS);
-        assert_eq!(c.tick(45 * MS), [inject(SnapshotId(3))]);
+        assert_eq!(tick(&mut c, 45 * MS), [inject(SnapshotId(3))]);
         let cadence = Cadence { asked: 4, triggered: 3, completed: 1, aborted: 0 };
         assert_eq!(c.cadence(), cadence);
-        assert_eq!(c.tick(49 * MS), []);
+        assert_eq!(tick(&mut c, 49 * MS), []);
     }
 
     #[test]
     fn a_timeout_names_the_workers_that_did_not_ack() {
         let mut c = started(2, 1);
-        c.tick(10 * MS);
+        tick(&mut c, 10 * MS);
         ack(&mut c, 0, 1);
-        let actions = c.tick(1010 * MS);
+        let actions = tick(&mut c, 1010 * MS);
         let Action::Abort { snapshot: SnapshotId(1), reason } = &actions[0] else {
             panic!("{actions:?}")
         };
         assert!(reason.contains("[1]"), "{reason}");
         assert_eq!(actions.len(), 1, "a failure is followed by a pause");
-        assert_eq!(c.tick(1029 * MS), []);
-        assert_eq!(c.tick(1030 * MS), [inject(SnapshotId(2))]);
+        assert_eq!(tick(&mut c, 1029 * MS), []);
+        assert_eq!(tick(&mut c, 1030 * MS), [inject(SnapshotId(2))]);
     }
 
     #[test]
     fn trap_03_the_job_ends_only_after_a_snapshot_that_began_after_the_last_finish() {
         let mut c = started(1, 2);
-        c.tick(10 * MS);
+        tick(&mut c, 10 * MS);
         c.task_finished(A, 11 * MS);
         c.task_finished(A, 12 * MS);
         // Snapshot 1 was triggered before the end, so it is not the last one.
-        assert_eq!(c.tick(12 * MS), []);
+        assert_eq!(tick(&mut c, 12 * MS), []);
         ack(&mut c, 0, 1);
         assert_eq!(c.committed(SnapshotId(1), 13 * MS).len(), 1);
-        assert_eq!(c.tick(13 * MS), [inject_last(SnapshotId(2))]);
+        assert_eq!(tick(&mut c, 13 * MS), [inject_last(SnapshotId(2))]);
         assert_eq!(ack(&mut c, 0, 2).1, [commit(2, vec![0], false, 13 * MS)]);
         assert_eq!(c.committed(SnapshotId(2), 14 * MS).len(), 1);
         // Sinks have committed 2; 3 lists nothing that is still to be committed.
-        assert_eq!(c.tick(14 * MS), [inject_last(SnapshotId(3))]);
+        assert_eq!(tick(&mut c, 14 * MS), [inject_last(SnapshotId(3))]);
         assert_eq!(ack(&mut c, 0, 3).1, [commit(3, vec![0], true, 14 * MS)]);
         assert_eq!(c.committed(SnapshotId(3), 15 * MS)[1], Action::Finish { complete: true });
-        assert_eq!(c.tick(99 * MS), []);
+        assert_eq!(tick(&mut c, 99 * MS), []);
     }
 
     #[test]
     fn trap_02_a_trigger_that_races_with_the_finish_still_completes() {
         let mut c = started(1, 1);
-        assert_eq!(c.tick(10 * MS), [inject(SnapshotId(1))]);
+        assert_eq!(tick(&mut c, 10 * MS), [inject(SnapshotId(1))]);
         c.task_finished(A, 10 * MS);
         assert_eq!(ack(&mut c, 0, 1).1, [commit(1, vec![0], false, 10 * MS)]);
         c.committed(SnapshotId(1), 11 * MS);
-        assert_eq!(c.tick(11 * MS), [inject_last(SnapshotId(2))]);
+        assert_eq!(tick(&mut c, 11 * MS), [inject_last(SnapshotId(2))]);
     }
 
     #[test]
@@ -526,12 +544,12 @@ mod tests {
         let mut now = 0;
         for attempt in 1..=LAST_ATTEMPTS_MAX {
             let snapshot = SnapshotId(u64::from(attempt));
-            assert_eq!(c.tick(now), [inject_last(snapshot)]);
+            assert_eq!(tick(&mut c, now), [inject_last(snapshot)]);
             let actions = c.failed(snapshot, A, "disk full".into(), now);
             assert!(matches!(actions[0], Action::Abort { .. }));
             let failed = matches!(actions.get(1), Some(Action::Fail(_)));
             assert_eq!(failed, attempt == LAST_ATTEMPTS_MAX);
-            assert_eq!(c.tick(now), [], "it waits before it tries again");
+            assert_eq!(tick(&mut c, now), [], "it waits before it tries again");
             now += LAST_RETRY_NS;
         }
     }
@@ -542,7 +560,7 @@ mod tests {
         c.stop(3 * MS);
         assert_eq!(c.wake_at_ns(), Some(3 * MS));
         for n in 1..=2 {
-            assert_eq!(c.tick(3 * MS), [inject_last(SnapshotId(n))]);
+            assert_eq!(tick(&mut c, 3 * MS), [inject_last(SnapshotId(n))]);
             // The manifest of a stop says that the job is not complete.
             assert_eq!(ack(&mut c, 0, n).1, [commit(n, vec![0], false, 3 * MS)]);
             let finish = c.committed(SnapshotId(n), 3 * MS).pop();
@@ -554,9 +572,9 @@ mod tests {
     fn without_an_interval_the_job_ends_without_a_snapshot() {
         let mut c = Coordinator::<u32>::new(1, None, MS);
         c.start(A, 1, SnapshotId(1), 0);
-        assert_eq!(c.tick(5 * MS), []);
+        assert_eq!(tick(&mut c, 5 * MS), []);
         c.task_finished(A, 5 * MS);
-        assert_eq!(c.tick(5 * MS), [Action::Finish { complete: true }]);
+        assert_eq!(tick(&mut c, 5 * MS), [Action::Finish { complete: true }]);
     }
 
     /// The last snapshot of a job failed as often as it may, the job was restarted, and then waited
@@ -567,25 +585,41 @@ mod tests {
         c.task_finished(A, 0);
         let mut now = 0;
         for n in 1..=u64::from(LAST_ATTEMPTS_MAX) {
-            assert_eq!(c.tick(now), [inject_last(SnapshotId(n))]);
+            assert_eq!(tick(&mut c, now), [inject_last(SnapshotId(n))]);
             let actions = c.failed(SnapshotId(n), A, "full".into(), now);
             let fails = matches!(actions.last(), Some(Action::Fail(_)));
             assert_eq!(fails, n == u64::from(LAST_ATTEMPTS_MAX));
             now += LAST_RETRY_NS;
         }
-        assert_eq!(c.tick(now), []);
+        assert_eq!(tick(&mut c, now), []);
         c.start(Attempt(2), 1, SnapshotId(300), now);
         c.task_finished(Attempt(2), now);
-        assert_eq!(c.tick(now), [inject_last(SnapshotId(300))]);
+        assert_eq!(tick(&mut c, now), [inject_last(SnapshotId(300))]);
     }
 
     #[test]
     fn a_new_attempt_forgets_what_was_pending() {
         let mut c = started(1, 1);
-        c.tick(10 * MS);
+        tick(&mut c, 10 * MS);
         c.start(Attempt(2), 1, SnapshotId(2), 20 * MS);
         assert_eq!(ack(&mut c, 0, 1).0, Ack::Stale);
-        assert_eq!(c.tick(30 * MS), [inject(SnapshotId(2))]);
+        assert_eq!(tick(&mut c, 30 * MS), [inject(SnapshotId(2))]);
         assert_eq!(c.cadence().aborted, 1);
+    }
+
+    #[test]
+    fn an_idle_job_takes_one_snapshot_a_second() {
+        let mut c = started(1, 1);
+        let mut triggered = Vec::new();
+        for ms in 0..2500 {
+            for action in c.tick(ms * MS, 7) {
+                let Action::Inject { snapshot, .. } = action else { panic!("{action:?}") };
+                triggered.push(ms);
+                c.ack(WorkerId(0), snapshot, A, 0);
+                c.committed(snapshot, ms * MS);
+            }
+        }
+        assert_eq!(triggered, [10, 1010, 2010]);
+        assert_eq!(c.tick(2510 * MS, 8).len(), 1, "something was read");
     }
 }

@@ -192,9 +192,7 @@ impl Error {
             | Self::Limit { .. } => false,
             // Whoever read our output has gone and does not come back.
             Self::Io { source, .. } => source.kind() != io::ErrorKind::BrokenPipe,
-            Self::Corrupt { .. }
-            | Self::Panicked { .. }
-            | Self::Snapshot { .. } => true,
+            Self::Corrupt { .. } | Self::Panicked { .. } | Self::Snapshot { .. } => true,
             Self::Operator { source, .. } => source.is_retryable(),
         }
     }

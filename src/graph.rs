@@ -69,19 +69,25 @@ pub struct TaskContext {
     pub records: Arc<AtomicU64>,
 }
 
+/// Makes a part of a task from its successors, one per port.
+pub type Make<P> = Box<dyn Fn(&TaskContext, Vec<Erased>) -> Result<P>>;
+
+/// Says what a source's input is.
+pub type Identity = Box<dyn Fn(&ReaderContext) -> Result<String>>;
+
 /// What an operator is made of, by its place in the graph.
 pub enum Build {
     /// A source: makes the head of a task from its successors, one per port.
     Source {
         /// Makes the head.
-        head: Box<dyn Fn(&TaskContext, Vec<Erased>) -> Result<Box<dyn Head>>>,
+        head: Make<Box<dyn Head>>,
         /// What its input is, for the job's fingerprint.
-        identity: Box<dyn Fn(&ReaderContext) -> Result<String>>,
+        identity: Identity,
     },
     /// An operator with inputs: makes its stage from its successors, one per port.
     Stage {
         /// Makes the stage.
-        stage: Box<dyn Fn(&TaskContext, Vec<Erased>) -> Result<Erased>>,
+        stage: Make<Erased>,
         /// Makes the head of a task that begins with this operator.
         head: fn(Vec<Erased>, SnapshotId, Erased) -> Box<dyn Head>,
         /// For a sink: see [`Sink::recover`](crate::operator::sink::Sink::recover).

@@ -93,7 +93,11 @@ impl<T: Send> Stage<T> for Outbox<T> {
             }
             self.route.route(input.drain(room.min(wanted)), producers);
         }
-        producers.iter_mut().for_each(|producer| _ = producer.publish());
+        let mut sent = false;
+        producers.iter_mut().for_each(|producer| sent |= producer.publish());
+        if sent {
+            self.probe.sent();
+        }
         Ok(if input.is_empty() { Flow::Done } else { Flow::Full })
     }
 

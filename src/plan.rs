@@ -13,13 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::graph::{Build, Erased, Graph, OperatorIndex, Partition, TaskContext};
 use crate::id::{KeyGroup, SnapshotId, TaskId, WorkerId};
-use crate::operator::Probe;
+use crate::operator::{Probe, Trace};
 use crate::task::Task;
 
 /// A task to be.
@@ -139,9 +139,9 @@ impl Plan {
         let mut workers: Vec<Vec<Task>> = (0..self.workers).map(|_| Vec::new()).collect();
         for planned in &self.tasks {
             let PlannedTask { head, subtask, worker, .. } = *planned;
-            let running = Arc::new(AtomicUsize::new(head));
+            let trace = Arc::new(Trace::default());
             let mut builder =
-                Builder { plan: self, graph, instance, ends: &mut ends, subtask, running };
+                Builder { plan: self, graph, instance, ends: &mut ends, subtask, trace };
             let nexts = builder.successors(head)?;
             let context = builder.context(head);
             let made = match &graph.operators[head].build {
@@ -151,8 +151,8 @@ impl Plan {
                     make_head(builder.consumers(head), instance.captured, stage)
                 }
             };
-            let running = builder.running;
-            workers[worker.0].push(Task::new(made, subtask, names.clone(), running));
+            let trace = builder.trace;
+            workers[worker.0].push(Task::new(made, subtask, names.clone(), trace));
         }
         Ok(workers)
     }
@@ -203,7 +203,7 @@ struct Builder<'a> {
     instance: &'a Instance,
     ends: &'a mut Ends,
     subtask: usize,
-    running: Arc<AtomicUsize>,
+    trace: Arc<Trace>,
 }
 
 impl Builder<'_> {
@@ -215,7 +215,7 @@ impl Builder<'_> {
             subtask: self.subtask,
             parallelism,
             groups: KeyGroup::owned_by(self.subtask, parallelism),
-            probe: Probe::new(self.running.clone(), operator),
+            probe: Probe::new(self.trace.clone(), operator),
             disk: self.instance.disk.clone(),
             first_snapshot: self.instance.captured.next(),
             transactional: self.instance.transactional,
@@ -253,7 +253,7 @@ impl Builder<'_> {
     fn outbox(&mut self, edge: usize) -> Erased {
         let producers = self.ends.producers.remove(&(edge, self.subtask));
         let producers = producers.expect("each task takes its own ends once");
-        let probe = Probe::new(self.running.clone(), self.graph.operators.len() + edge);
+        let probe = Probe::new(self.trace.clone(), self.graph.operators.len() + edge);
         (self.graph.edges[edge].outbox)(producers, probe)
     }
 

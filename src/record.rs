@@ -258,7 +258,8 @@ impl<T> Buffer<T> {
         let end = self.records.len();
         // SAFETY: 0 is within the capacity; the records are handed to the batch below.
         unsafe { self.records.set_len(0) };
-        let start = NonNull::new(self.records.as_mut_ptr()).expect("a vector's pointer is not null");
+        let start =
+            NonNull::new(self.records.as_mut_ptr()).expect("a vector's pointer is not null");
         // SAFETY: head <= end, inside the allocation.
         let slots = unsafe { start.add(self.head) };
         // SAFETY: head..end is initialised and, with the length at 0, out of the vector's hands.

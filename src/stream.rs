@@ -119,10 +119,17 @@ fn add(
 /// [`union`](Self::union)). Cloning it copies its records to each use.
 pub struct Stream<T> {
     graph: Rc<RefCell<Graph>>,
-    origins: Vec<(OperatorIndex, usize)>,
+    origins: Vec<Origin>,
+    record: std::marker::PhantomData<fn() -> T>,
+}
+
+/// One operator's output as a part of a stream, and how it is spread over the next operator.
+#[derive(Clone)]
+struct Origin {
+    from: OperatorIndex,
+    port: usize,
     partition: Partition,
     outbox: MakeOutbox,
-    record: std::marker::PhantomData<fn() -> T>,
 }
 
 impl<T> Clone for Stream<T> {
@@ -130,8 +137,6 @@ impl<T> Clone for Stream<T> {
         Self {
             graph: self.graph.clone(),
             origins: self.origins.clone(),
-            partition: self.partition,
-            outbox: self.outbox.clone(),
             record: std::marker::PhantomData,
         }
     }
@@ -139,13 +144,17 @@ impl<T> Clone for Stream<T> {
 
 impl<T: Record> Stream<T> {
     fn from_port(graph: &Rc<RefCell<Graph>>, from: OperatorIndex, port: usize) -> Self {
-        Self {
-            graph: graph.clone(),
-            origins: vec![(from, port)],
-            partition: Partition::Forward,
-            outbox: make_outbox::<T>(|| Box::new(RoundRobin::default())),
-            record: std::marker::PhantomData,
+        let outbox = make_outbox::<T>(|| Box::new(RoundRobin::default()));
+        let origin = Origin { from, port, partition: Partition::Forward, outbox };
+        Self { graph: graph.clone(), origins: vec![origin], record: std::marker::PhantomData }
+    }
+
+    /// Spreads all of the stream in this way over the next operator.
+    fn spread(mut self, partition: Partition, outbox: MakeOutbox) -> Self {
+        for origin in &mut self.origins {
+            (origin.partition, origin.outbox) = (partition, outbox.clone());
         }
+        self
     }
 
     /// Adds an operator behind this stream; `stage` makes its stage from its successors.
@@ -165,9 +174,8 @@ impl<T: Record> Stream<T> {
         };
         let to = add(&self.graph, name, kind, ports.into(), build);
         let mut graph = self.graph.borrow_mut();
-        for (from, port) in self.origins {
-            let outbox = self.outbox.clone();
-            graph.edges.push(Edge { from, port, to, partition: self.partition, outbox });
+        for Origin { from, port, partition, outbox } in self.origins {
+            graph.edges.push(Edge { from, port, to, partition, outbox });
         }
         to
     }
@@ -297,26 +305,22 @@ impl<T: Record> Stream<T> {
 
     /// Every record to every task of the next operator.
     #[must_use]
-    pub fn broadcast(mut self) -> Stream<T> {
-        self.partition = Partition::Broadcast;
-        self.outbox = make_outbox::<T>(|| Box::new(ToAll));
-        self
+    pub fn broadcast(self) -> Stream<T> {
+        self.spread(Partition::Broadcast, make_outbox::<T>(|| Box::new(ToAll)))
     }
 
     /// Records spread evenly over the tasks of the next operator.
     #[must_use]
-    pub fn rebalance(mut self) -> Stream<T> {
-        self.partition = Partition::Rebalance;
-        self.outbox = make_outbox::<T>(|| Box::new(RoundRobin::default()));
-        self
+    pub fn rebalance(self) -> Stream<T> {
+        self.spread(Partition::Rebalance, make_outbox::<T>(|| Box::new(RoundRobin::default())))
     }
 
     /// Parallel copies of the operator that this stream comes out of; the default is the number of
     /// workers.
     #[must_use]
     pub fn parallelism(self, tasks: usize) -> Stream<T> {
-        for (origin, _) in &self.origins {
-            self.graph.borrow_mut().operators[*origin].parallelism = Some(tasks);
+        for Origin { from, .. } in &self.origins {
+            self.graph.borrow_mut().operators[*from].parallelism = Some(tasks);
         }
         self
     }
@@ -324,8 +328,8 @@ impl<T: Record> Stream<T> {
     /// Keeps the source that this stream comes out of to a rate, over all its tasks; 0 is never.
     #[must_use]
     pub fn rate(self, records_per_second: f64) -> Stream<T> {
-        for (origin, _) in &self.origins {
-            self.graph.borrow_mut().operators[*origin].rate = Some(records_per_second);
+        for Origin { from, .. } in &self.origins {
+            self.graph.borrow_mut().operators[*from].rate = Some(records_per_second);
         }
         self
     }
@@ -365,10 +369,10 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         stage: impl Fn(&TaskContext, Keyed<S::Key, V, S>, Box<dyn Stage<O>>) -> Box<dyn Stage<T>>
         + 'static,
     ) -> Stream<O> {
-        let Self { mut stream, select } = self;
+        let Self { stream, select } = self;
         let route = select.clone();
-        stream.partition = Partition::Hash;
-        stream.outbox = make_outbox::<T>(move || Box::new(ByKey(route.clone())));
+        let outbox = make_outbox::<T>(move || Box::new(ByKey(route.clone())));
+        let stream = stream.spread(Partition::Hash, outbox);
         stream.add_one(name, kind, move |context, next| {
             let keyed = Keyed::new(context.name.clone(), select.clone(), context.groups.clone());
             stage(context, keyed, next)

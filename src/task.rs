@@ -15,14 +15,13 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::{DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
 use crate::inbox::{Inbox, Pulled};
 use crate::operator::source::{SourceHead, SourcePull};
-use crate::operator::{Flow, Part, Stage, Visitor};
+use crate::operator::{Flow, Part, Stage, Trace, Visitor};
 use crate::record::{Control, Record};
 use crate::state::{Drained, StateWriter};
 
@@ -182,6 +181,9 @@ enum State {
     Sending(Control),
 }
 
+/// Takes one share of an operator's state: the operator's name, which share, its schema, its bytes.
+pub type WriteState<'a> = dyn FnMut(&str, StateSlot, u32, &[u8]) + 'a;
+
 /// One task.
 pub struct Task {
     head: Box<dyn Head>,
@@ -189,20 +191,19 @@ pub struct Task {
     subtask: usize,
     /// Operators of the job by number, for naming who failed.
     names: Arc<[String]>,
-    running: Arc<AtomicUsize>,
+    trace: Arc<Trace>,
 }
 
 impl Task {
-    /// Copy number `subtask` of a chain. `running` is the number of the operator whose code runs, as
-    /// its [`Probe`](crate::operator::Probe)s say.
+    /// Copy number `subtask` of a chain, whose stages write into `trace`.
     #[must_use]
     pub fn new(
         head: Box<dyn Head>,
         subtask: usize,
         names: Arc<[String]>,
-        running: Arc<AtomicUsize>,
+        trace: Arc<Trace>,
     ) -> Self {
-        Self { head, state: State::Running, subtask, names, running }
+        Self { head, state: State::Running, subtask, names, trace }
     }
 
     /// The coordinator's barrier: a source takes it into the stream, other tasks ignore it.
@@ -235,21 +236,28 @@ impl Task {
                 Ok(Progress::Worked)
             }
             State::Flushing => Ok(match self.head.flush()? {
-                Flow::Full => Progress::Idle,
+                Flow::Full => self.stalled(),
                 Flow::Done => self.turn_to(State::Running),
             }),
             State::AtBarrier(snapshot) => {
                 if self.head.flush()? == Flow::Full {
-                    return Ok(Progress::Idle);
+                    return Ok(self.stalled());
                 }
                 Ok(Progress::Due(snapshot))
             }
             State::Finishing => Ok(match self.head.finish()? {
-                Flow::Full => Progress::Idle,
+                Flow::Full => self.stalled(),
                 Flow::Done => self.turn_to(State::Sending(Control::End)),
             }),
             State::Sending(control) => self.send(control),
         }
+    }
+
+    /// An output is full. What part of the batch was sent before is progress all the same: its
+    /// receiver may be parked and has to be woken, or each ring's worth would wait for its timeout
+    /// (measured on a busy machine: 0.02 M records/s instead of 1.2).
+    fn stalled(&self) -> Progress {
+        if self.trace.take_sent() { Progress::Worked } else { Progress::Idle }
     }
 
     fn turn_to(&mut self, state: State) -> Progress {
@@ -305,7 +313,7 @@ impl Task {
     ///
     /// # Errors
     /// State that cannot be written: the snapshot fails, the task goes on.
-    pub fn drain(&mut self, out: &mut dyn FnMut(&str, StateSlot, u32, &[u8])) -> Result<Drained> {
+    pub fn drain(&mut self, out: &mut WriteState<'_>) -> Result<Drained> {
         self.guarded(|task| {
             let mut drained = Drained::Done;
             task.head.visit(&mut |part| {
@@ -389,7 +397,7 @@ impl Task {
     /// Turns an error or panic of user code into an error that names its operator.
     fn guarded<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
         let result = catch_unwind(AssertUnwindSafe(|| work(self)));
-        let operator = || self.names[self.running.load(Ordering::Relaxed)].clone();
+        let operator = || self.names[self.trace.running()].clone();
         match result {
             Ok(Err(source @ (Error::Panicked { .. } | Error::Operator { .. }))) => Err(source),
             Ok(Err(source)) => Err(Error::Operator {
@@ -410,7 +418,7 @@ impl Task {
 /// Adds the operator's name to what its state writes.
 struct Named<'a> {
     operator: &'a str,
-    out: &'a mut dyn FnMut(&str, StateSlot, u32, &[u8]),
+    out: &'a mut WriteState<'a>,
 }
 
 impl StateWriter for Named<'_> {

@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::{End, Handle, Notice, Report};
@@ -223,7 +223,7 @@ impl<'g> Supervisor<'g> {
                 if self.handle.is_stopped() {
                     self.coordinator.stop(now_ns);
                 }
-                let actions = self.coordinator.tick(now_ns);
+                let actions = self.coordinator.tick(now_ns, self.handle.records());
                 self.act(actions, now_ns, notice);
             }
             Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
@@ -241,10 +241,7 @@ impl<'g> Supervisor<'g> {
 
     /// Waits for an event, at most `time`.
     pub fn wait(&mut self, time: Duration) {
-        self.arrived = match self.events.1.recv_timeout(time) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        };
+        self.arrived = self.events.1.recv_timeout(time).ok();
     }
 
     fn start(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Turn {

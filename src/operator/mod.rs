@@ -17,7 +17,7 @@ pub mod split;
 pub mod transform;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
@@ -105,24 +105,57 @@ pub trait Output: Send {
     fn control(&mut self, control: Control) -> Flow;
 }
 
-/// Says whose user code runs, so that a panic or error is reported under its operator's name.
+/// What a task's stages tell their task in passing. Written and read by one thread.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Number of the operator whose code runs.
+    running: AtomicUsize,
+    /// Whether records were sent since the task last asked.
+    sent: AtomicBool,
+}
+
+impl Trace {
+    /// Number of the operator whose code ran last.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Whether records were sent to another task since the last call.
+    pub fn take_sent(&self) -> bool {
+        let sent = self.sent.load(Ordering::Relaxed);
+        if sent {
+            self.sent.store(false, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+/// Says whose user code runs, so that a panic or error is reported under its operator's name, and
+/// whether records were sent.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    running: Arc<AtomicUsize>,
+    trace: Arc<Trace>,
     operator: usize,
 }
 
 impl Probe {
-    /// For operator number `operator` of the job; `running` is shared by the task's stages.
+    /// For operator number `operator` of the job; `trace` is shared by the task's stages.
     #[must_use]
-    pub fn new(running: Arc<AtomicUsize>, operator: usize) -> Self {
-        Self { running, operator }
+    pub fn new(trace: Arc<Trace>, operator: usize) -> Self {
+        Self { trace, operator }
     }
 
     /// From here on this operator's code runs. Once per batch.
     #[inline]
     pub fn enter(&self) {
-        self.running.store(self.operator, Ordering::Relaxed);
+        self.trace.running.store(self.operator, Ordering::Relaxed);
+    }
+
+    /// Records were sent to another task. Once per batch.
+    #[inline]
+    pub fn sent(&self) {
+        self.trace.sent.store(true, Ordering::Relaxed);
     }
 }
 

@@ -19,6 +19,7 @@
 //! before the file leaves the handle.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,8 +93,22 @@ impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink fo
 
     fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
         let directory = &self.directory;
-        disk.create_dir_all(directory).map_err(Error::io("create directory", directory))?;
-        let names = disk.list(directory).map_err(Error::io("list directory", directory))?;
+        if handles.is_none() {
+            let created = disk.create_dir_all(directory);
+            created.map_err(Error::io("create directory", directory))?;
+            let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            disk.sync_dir(parent).map_err(Error::io("sync directory", parent))?;
+        }
+        let names = disk.list(directory).map_err(|error| match (error.kind(), handles) {
+            (ErrorKind::NotFound, Some(_)) => Error::Output {
+                path: directory.clone(),
+                reason: "it is gone, and the snapshot goes on from what it held; put it back, or \
+                         start over with another snapshot directory"
+                    .into(),
+            },
+            _ => Error::io("list directory", directory)(error),
+        })?;
         let Some(handles) = handles else {
             if let Some(name) = names.iter().find(|name| !name.starts_with(".part-")) {
                 return Err(Error::Output {

@@ -189,12 +189,15 @@ pub enum SourcePull {
     Ended,
 }
 
+/// A split being read.
+type OpenSplit<T> = (u32, Box<dyn Reader<T>>);
+
 /// The head of a source task: reads its splits one after another.
 pub struct SourceHead<T: Record> {
     name: String,
     source: Arc<dyn Source<Item = T>>,
     context: ReaderContext,
-    reading: Option<(u32, Box<dyn Reader<T>>)>,
+    reading: Option<OpenSplit<T>>,
     offsets: Offsets,
     pace: Option<Pace>,
     /// Items of input read by all sources of the job, for whoever watches it.
@@ -283,7 +286,7 @@ impl<T: Record> SourceHead<T> {
         Ok((read, count))
     }
 
-    fn open_next(&self) -> Result<Option<(u32, Box<dyn Reader<T>>)>> {
+    fn open_next(&self) -> Result<Option<OpenSplit<T>>> {
         let Offsets { subtask, parallelism, .. } = self.offsets;
         for split in (subtask..self.source.splits()).step_by(parallelism as usize) {
             let read = self.offsets.splits.get(&split);
