@@ -53,7 +53,11 @@ fn send(producer: &mut Producer<Counted>, items: &[Item], batch: usize, probe: &
                     }
                     thread::yield_now();
                 }
-                producer.push((value, probe.clone()));
+                if batch == 1 {
+                    producer.push((value, probe.clone()));
+                } else {
+                    assert_eq!(producer.fill([(value, probe.clone())]), 1);
+                }
                 if sent % batch == batch - 1 {
                     producer.publish();
                 }
