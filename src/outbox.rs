@@ -30,6 +30,10 @@ pub struct ByKey<S>(pub S);
 impl<T: Send, S: Select<T>> Route<T> for ByKey<S> {
     #[inline]
     fn route(&mut self, records: Drain<'_, T>, producers: &mut [Producer<T>]) {
+        if let [producer] = producers {
+            producer.fill(records);
+            return;
+        }
         let parallelism = producers.len();
         for record in records {
             let hash = self.0.with(&record, Key::key_hash);

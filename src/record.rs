@@ -206,6 +206,36 @@ impl<T> Drop for Drain<'_, T> {
     }
 }
 
+/// Appends `records` with one look at the capacity for all of them (`Vec::extend` looks before
+/// each, because it may not trust an iterator's length; this does not trust it either, but reads it
+/// as an upper bound). A speed measure: `perf/0001-throughput.md`.
+#[inline]
+pub fn append<T>(out: &mut Vec<T>, records: impl ExactSizeIterator<Item = T>) {
+    /// Notes what was written, also when `records` panics.
+    struct Written<'a, T> {
+        out: &'a mut Vec<T>,
+        len: usize,
+    }
+    impl<T> Drop for Written<'_, T> {
+        #[inline]
+        fn drop(&mut self) {
+            // SAFETY: the slots before `len` are written and within the capacity.
+            unsafe { self.out.set_len(self.len) };
+        }
+    }
+    out.reserve(records.len());
+    let len = out.len();
+    let mut slot = out.as_mut_ptr().wrapping_add(len);
+    let mut written = Written { len, out };
+    let room = records.len();
+    for record in records.take(room) {
+        // SAFETY: at most `room` records are written, and room for them was reserved.
+        unsafe { slot.write(record) };
+        slot = slot.wrapping_add(1);
+        written.len += 1;
+    }
+}
+
 /// Records an operator has made and its successor has not taken yet. Allocated once, reused.
 pub struct Buffer<T> {
     records: Vec<T>,

@@ -40,7 +40,7 @@ use crate::operator::split::{Side, Split};
 use crate::operator::transform::{FlatMap, Transform};
 use crate::operator::{Downstream, Stage};
 use crate::outbox::{ByKey, RoundRobin, ToAll};
-use crate::record::{Data, Drain, Record};
+use crate::record::{Data, Drain, Record, append};
 use crate::task::SourceTask;
 
 /// A job being written.
@@ -210,7 +210,7 @@ impl<T: Record> Stream<T> {
         name: &str,
         mut apply: impl FnMut(T) -> O + Clone + Send + 'static,
     ) -> Stream<O> {
-        self.transform(name, "map", move |records, out| out.extend(records.map(&mut apply)))
+        self.transform(name, "map", move |records, out| append(out, records.map(&mut apply)))
     }
 
     /// The records for which `keep` is true.

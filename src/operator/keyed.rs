@@ -10,7 +10,7 @@ use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
 use crate::key::Key;
-use crate::record::{Batch, Data, Drain};
+use crate::record::{Batch, Data, Drain, append};
 use crate::state::{Cursor, Drained, KeyedTable, OperatorState, StateWriter};
 
 /// Records whose slots are prefetched before the first of them is updated.
@@ -77,13 +77,15 @@ impl<K: Key, V: Data, S> Keyed<K, V, S> {
         Self { name, select, table: KeyedTable::new(groups), hashes: [0; CHUNK_RECORDS] }
     }
 
-    /// Calls `update(selector, table, hash, record)` for the next chunk of `input`.
+    /// Calls `update(selector, table, hash, record)` for the next chunk of `input`; the results
+    /// are for whoever drives the iterator.
     #[inline]
-    pub fn chunk<T>(
+    pub fn chunk<T, R>(
         &mut self,
         input: &mut Drain<'_, T>,
-        mut update: impl FnMut(&mut S, &mut KeyedTable<K, V>, u64, T),
-    ) where
+        mut update: impl FnMut(&mut S, &mut KeyedTable<K, V>, u64, T) -> R,
+    ) -> impl ExactSizeIterator<Item = R>
+    where
         S: Select<T, Key = K>,
     {
         let count = input.len().min(CHUNK_RECORDS);
@@ -92,9 +94,8 @@ impl<K: Key, V: Data, S> Keyed<K, V, S> {
             *hash = self.select.with(record, Key::key_hash);
             self.table.prefetch(*hash);
         }
-        for (hash, record) in hashes.iter().zip(input) {
-            update(&mut self.select, &mut self.table, *hash, record);
-        }
+        let (select, table) = (&mut self.select, &mut self.table);
+        hashes.iter().zip(input).map(move |(hash, record)| update(select, table, *hash, record))
     }
 
     /// Shows the table under the operator's name.
@@ -245,12 +246,13 @@ where
             let (fold, out) = (&mut self.fold, self.downstream.fill());
             let mut drain = input.drain(BATCH_RECORDS);
             while drain.len() > 0 {
-                self.keyed.chunk(&mut drain, |select, table, hash, record| {
+                let updates = self.keyed.chunk(&mut drain, |select, table, hash, record| {
                     let key = select.key(&record);
                     let value = fold.entry(table, hash, &key, &record);
                     fold.update(value, record);
-                    out.push(fold.emit(key, value));
+                    fold.emit(key, value)
                 });
+                append(out, updates);
             }
         }
     }
@@ -312,10 +314,11 @@ where
         let fold = &mut self.fold;
         let mut drain = input.drain(usize::MAX);
         while drain.len() > 0 {
-            self.keyed.chunk(&mut drain, |select, table, hash, record| {
+            let updates = self.keyed.chunk(&mut drain, |select, table, hash, record| {
                 let value = select.with(&record, |key| fold.entry(table, hash, key, &record));
                 fold.update(value, record);
             });
+            updates.for_each(drop);
         }
         Ok(Flow::Done)
     }

@@ -90,10 +90,11 @@ where
             let (apply, out) = (&mut self.apply, self.downstream.fill());
             let mut drain = input.drain(BATCH_RECORDS);
             while drain.len() > 0 && out.len() < BATCH_RECORDS {
-                self.keyed.chunk(&mut drain, |select, table, hash, record| {
+                let calls = self.keyed.chunk(&mut drain, |select, table, hash, record| {
                     let key = select.key(&record);
                     apply(record, &mut KeyState { table, hash, key: &key }, out);
                 });
+                calls.for_each(drop);
             }
         }
     }
