@@ -58,9 +58,25 @@ const PROOFS: &[Step] = &[
         finds_tests: true,
     },
     Step {
-        name: "kill campaign",
+        name: "short fault campaign",
+        arguments: &["test", "--package", "tidegate", "--test", "simulated"],
+        environment: &[("TIDEGATE_SEEDS", "1000")],
+        finds_tests: true,
+    },
+];
+
+/// The deep campaign: hours, not for CI.
+const CAMPAIGN: &[Step] = &[
+    Step {
+        name: "kill -9, ten thousand times",
         arguments: &["test", "--package", "tidegate", "--release", "--test", "kill"],
-        environment: &[("TIDEGATE_KILL_CYCLES", "40")],
+        environment: &[("TIDEGATE_KILL_CYCLES", "10000")],
+        finds_tests: true,
+    },
+    Step {
+        name: "simulated jobs, a million seeds",
+        arguments: &["test", "--package", "tidegate", "--release", "--test", "simulated"],
+        environment: &[("TIDEGATE_SEEDS", "1000000")],
         finds_tests: true,
     },
 ];
@@ -68,14 +84,16 @@ const PROOFS: &[Step] = &[
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  check   format, lints, tests, documentation
-  ci      check, then the model check of the ring and a short kill campaign";
+  check      format, lints, tests (kill -9 forty times among them), documentation
+  ci         check, then the model check of the ring and a short fault campaign
+  campaign   the fault campaigns at full length: hours";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let steps: Vec<&Step> = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["check"] => CHECK.iter().collect(),
         ["ci"] => CHECK.iter().chain(PROOFS).collect(),
+        ["campaign"] => CAMPAIGN.iter().collect(),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
