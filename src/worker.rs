@@ -408,3 +408,63 @@ fn is_of_snapshot(error: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::inbox::Pulled;
+    use crate::operator::{Flow, Visitor};
+    use crate::task::Head;
+
+    /// A chain that holds something others wait for, such as writes under way.
+    struct Holding {
+        _held: Arc<()>,
+        fails: bool,
+    }
+
+    impl Head for Holding {
+        fn pull(&mut self, _now_ns: u64) -> Result<(Pulled, Option<u64>)> {
+            assert!(!self.fails, "as asked");
+            Ok((Pulled::Nothing, None))
+        }
+
+        fn flush(&mut self) -> Result<Flow> {
+            Ok(Flow::Done)
+        }
+
+        fn finish(&mut self) -> Result<Flow> {
+            Ok(Flow::Done)
+        }
+
+        fn visit(&mut self, _visitor: &mut Visitor<'_>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A worker said it had stopped, and only then ended its writes. The next attempt, on another
+    /// thread, had cut and shown the files by then; a late write put uncommitted lines into one.
+    #[test]
+    fn a_worker_that_says_it_has_stopped_holds_nothing_any_more() {
+        for fails in [false, true] {
+            let held = Arc::new(());
+            let head = Holding { _held: held.clone(), fails };
+            let names = Arc::from(["holding".to_string()]);
+            let task = Task::new(Box::new(head), 0, names, Arc::new(AtomicUsize::new(0)));
+            let ((commands, orders), (events, told)) = (channel(), channel());
+            let name = (WorkerId(0), Attempt(1));
+            let mut worker = Worker::new(name, vec![task], None, orders, events);
+            if !fails {
+                commands.send(Command::Stop).unwrap();
+            }
+            assert_eq!(worker.step(0), Step::Stopped);
+            let event = told.try_recv().unwrap();
+            assert_eq!(matches!(event, Event::Failed(..)), fails, "{event:?}");
+            assert_eq!(Arc::strong_count(&held), 1, "still held when {event:?} was told");
+            drop(worker);
+        }
+    }
+}
