@@ -86,8 +86,16 @@ impl Campaign {
         } else {
             assert_final(&committed, &self.place.text);
         }
-        let ran = self.place.count(&["--emit", if self.updates { "updates" } else { "final" },
-            "--output", "@out", "--snapshots", "@snapshots", "--roll", self.roll]);
+        let ran = self.place.count(&[
+            "--emit",
+            if self.updates { "updates" } else { "final" },
+            "--output",
+            "@out",
+            "--snapshots",
+            "@snapshots",
+            "--roll",
+            self.roll,
+        ]);
         ran.succeeded();
         assert_eq!(self.place.committed("out"), committed, "complete is complete; {}", self.story);
     }
@@ -127,7 +135,10 @@ fn after_kill_9_at_random_moments_the_counts_are_exact_and_readers_saw_committed
             let most = if life < PACED { 150 } else { 60 };
             let delay = Duration::from_micros(1_000 + random.below(most * 1_000));
             // A campaign ends by itself at the latest after this many kills.
-            let ended = ended_within(&mut child, if life > 3 * PACED { Duration::from_secs(60) } else { delay });
+            let ended = ended_within(
+                &mut child,
+                if life > 3 * PACED { Duration::from_secs(60) } else { delay },
+            );
             if !ended {
                 kills += 1;
                 child.kill().expect("it runs");

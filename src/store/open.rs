@@ -97,12 +97,7 @@ pub(super) fn open(
         }),
         kept: found.kept,
     };
-    Ok(Opened {
-        store,
-        newest: found.newest,
-        warnings: found.warnings,
-        fell_back: found.fell_back,
-    })
+    Ok(Opened { store, newest: found.newest, warnings: found.warnings, fell_back: found.fell_back })
 }
 
 fn create_directory(disk: &dyn Disk, dir: &Path) -> Result<()> {

@@ -113,7 +113,10 @@ impl<'g> Run<'g> {
             let goes_on = self.turn();
             assert!(goes_on || met(self), "it ended before {what}: {:?}", self.ended);
         }
-        panic!("stuck before {what}; told: {:?}", self.told.iter().rev().take(9).collect::<Vec<_>>());
+        panic!(
+            "stuck before {what}; told: {:?}",
+            self.told.iter().rev().take(9).collect::<Vec<_>>()
+        );
     }
 
     /// Turns until `count` more snapshots are complete.

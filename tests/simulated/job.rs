@@ -47,23 +47,21 @@ const RECORDS_MAX: usize = 6_000;
 pub fn draw(random: &mut Random) -> Simulated {
     let job = Job::new("simulated");
     let fuse: Fuse = Arc::default();
-    let mut shape = Shape { job: &job, random, operators: 0, fixed: Vec::new(), fuse: fuse.clone() };
+    let mut shape =
+        Shape { job: &job, random, operators: 0, fixed: Vec::new(), fuse: fuse.clone() };
     let depth = 1 + shape.random.below(4);
     let (stream, expected) = shape.draw(depth);
     let fixed = std::mem::take(&mut shape.fixed);
     let keys = random.pick(&[1, 2, 13, 200]);
-    let updates = stream
-        .clone()
-        .key_by(move |value| value % keys)
-        .aggregate(
-            "updates",
-            || (0_u64, 0_u64),
-            |(count, sum), value| {
-                *count += 1;
-                *sum = sum.wrapping_add(value);
-            },
-            |key, (count, sum)| (*key, *count, *sum),
-        );
+    let updates = stream.clone().key_by(move |value| value % keys).aggregate(
+        "updates",
+        || (0_u64, 0_u64),
+        |(count, sum), value| {
+            *count += 1;
+            *sum = sum.wrapping_add(value);
+        },
+        |key, (count, sum)| (*key, *count, *sum),
+    );
     let finals = stream.key_by(move |value| format!("key {}", value % keys)).fold_final(
         "finals",
         || (0_u64, 0_u64),
@@ -176,10 +174,14 @@ impl Shape<'_> {
             }
             4 => {
                 let (name, odd) = (self.name("split"), self.name("odd"));
-                let route = |value| if value % 2 == 0 { Side::Left(value) } else { Side::Right(value) };
+                let route = |value: u64| {
+                    if value.is_multiple_of(2) { Side::Left(value) } else { Side::Right(value) }
+                };
                 let (left, right) = stream.split(&name, route);
                 let both = left.union(right.map(&odd, |value: u64| value.wrapping_mul(3)));
-                let triple = |value: &u64| if value % 2 == 0 { *value } else { value.wrapping_mul(3) };
+                let triple = |value: &u64| {
+                    if value.is_multiple_of(2) { *value } else { value.wrapping_mul(3) }
+                };
                 (both, values.iter().map(triple).collect())
             }
             5 => {
@@ -191,7 +193,10 @@ impl Shape<'_> {
             }
             6 => {
                 let name = self.name("rebalanced");
-                (stream.rebalance().map(&name, |value| value ^ 1), values.iter().map(|v| v ^ 1).collect())
+                (
+                    stream.rebalance().map(&name, |value| value ^ 1),
+                    values.iter().map(|v| v ^ 1).collect(),
+                )
             }
             7 => {
                 let name = self.name("counted");
@@ -247,7 +252,11 @@ fn by_key(values: &[u64], key: impl Fn(u64) -> u64) -> BTreeMap<u64, Vec<u64>> {
 
 /// Whether `updates` are, for each key, the counts 1 to C each once, and between each two of them
 /// exactly one value of that key.
-fn check_updates(what: &str, updates: &[Update], values: &BTreeMap<u64, Vec<u64>>) -> Result<(), String> {
+fn check_updates(
+    what: &str,
+    updates: &[Update],
+    values: &BTreeMap<u64, Vec<u64>>,
+) -> Result<(), String> {
     let mut found: BTreeMap<u64, BTreeMap<u64, u64>> = BTreeMap::new();
     for (key, count, sum) in updates {
         if found.entry(*key).or_default().insert(*count, *sum).is_some() {
@@ -257,7 +266,11 @@ fn check_updates(what: &str, updates: &[Update], values: &BTreeMap<u64, Vec<u64>
     for (key, values) in values {
         let sums = found.remove(key).unwrap_or_default();
         if !sums.keys().copied().eq(1..=values.len() as u64) {
-            return Err(format!("{what}: key {key} has {} of {} updates", sums.len(), values.len()));
+            return Err(format!(
+                "{what}: key {key} has {} of {} updates",
+                sums.len(),
+                values.len()
+            ));
         }
         let mut before = 0_u64;
         let step = |sum: &u64| sum.wrapping_sub(std::mem::replace(&mut before, *sum));
@@ -287,7 +300,8 @@ impl Simulated {
             counts.entry(key % GROUPS).or_default().extend(1..=values.len() as u64);
         }
         check_updates("second", &out.second, &counts)?;
-        let sum = |values: &Vec<u64>| values.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value));
+        let sum =
+            |values: &Vec<u64>| values.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value));
         let finals = keys.iter().map(|(key, v)| (format!("key {key}"), (v.len() as u64, sum(v))));
         let mut finals: Vec<_> = finals.collect();
         let mut found = out.finals.clone();
@@ -309,7 +323,9 @@ impl Simulated {
         for (key, count, _) in files {
             let known = keys.get(key).map_or(0, |values| values.len() as u64);
             if *count == 0 || *count > known || !seen.insert((*key, *count)) {
-                return Err(format!("files: key {key} has {known} updates; {count} is wrong or twice"));
+                return Err(format!(
+                    "files: key {key} has {known} updates; {count} is wrong or twice"
+                ));
             }
         }
         Ok(())

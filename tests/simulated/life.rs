@@ -89,7 +89,10 @@ pub fn simulate(seed: u64) -> Result<Summary, String> {
         world.summary.lives += 1;
         world.redraw_parallelism(&mut job);
         let config = world.config();
-        job.fuse.store(if let Incident::Panic(at) = incident { at as i64 } else { 0 }, Ordering::Relaxed);
+        job.fuse.store(
+            if let Incident::Panic(at) = incident { at as i64 } else { 0 },
+            Ordering::Relaxed,
+        );
         let death = world.live(&job, &config, fate).map_err(|e| format!("{incident:?}: {e}"))?;
         world.disk.set_faults(Faults::default());
         job.fuse.store(0, Ordering::Relaxed);
@@ -127,7 +130,9 @@ impl World {
     fn faults(&mut self, incident: Incident) -> Faults {
         let mut chance = |max| self.random.below(2) as u32 * self.random.below(max) as u32;
         match incident {
-            Incident::PowerLost(after) => Faults { power_lost_after: Some(after), ..Faults::default() },
+            Incident::PowerLost(after) => {
+                Faults { power_lost_after: Some(after), ..Faults::default() }
+            }
             Incident::BadDisk(_) => Faults {
                 read_error: chance(300),
                 write_error: chance(1_000),
@@ -242,7 +247,11 @@ impl World {
                 match ended {
                     None => {}
                     Some(Ok(report)) => {
-                        return Ok(if report.end == End::Stopped { Death::Stopped } else { Death::Complete });
+                        return Ok(if report.end == End::Stopped {
+                            Death::Stopped
+                        } else {
+                            Death::Complete
+                        });
                     }
                     Some(Err(error)) => return self.died(incident, error.to_string()),
                 }
@@ -280,7 +289,10 @@ impl World {
             Stepper::open(graph, config, disk, handle.clone(), &mut hear)
         }));
         self.tell(told);
-        match opened.map_err(|_| "opening panicked".to_string())?.map_err(|error| error.to_string())? {
+        match opened
+            .map_err(|_| "opening panicked".to_string())?
+            .map_err(|error| error.to_string())?
+        {
             Stepping::Ready(stepper) => Ok(Some(stepper)),
             Stepping::Complete(_) => Ok(None),
         }
@@ -305,7 +317,11 @@ impl World {
     }
 
     /// Running a complete job again says so and changes nothing.
-    fn opens_as_complete(&mut self, job: &Simulated, committed: &mut Committed) -> Result<(), String> {
+    fn opens_as_complete(
+        &mut self,
+        job: &Simulated,
+        committed: &mut Committed,
+    ) -> Result<(), String> {
         let config = self.config();
         if self.open(&job.graph, &config, &Handle::default())?.is_some() {
             return Err("a complete job runs again".into());
