@@ -93,7 +93,9 @@ fn a_panic_in_a_key_function_names_the_stream_and_in_a_fold_the_fold() {
             assert!(!in_key || *number != 17, "no key");
             number % KEYS
         });
-        keyed.fold("count", || 0_u64, move |_, number| assert!(in_key || number != 17, "no fold")).sink("out", sink);
+        keyed
+            .fold("count", || 0_u64, move |_, number| assert!(in_key || number != 17, "no fold"))
+            .sink("out", sink);
         let graph = job.build().expect("well formed");
         let mut run = Run::open(&graph, &Config::workers(1), &MemoryDisk::new(1));
         let error = end(&mut run).expect_err("it panicked").to_string();
@@ -109,7 +111,8 @@ fn after_a_panic_the_job_goes_on_from_its_last_snapshot_inside_the_process() {
     let mut run = Run::open(&graph, &config(2), &MemoryDisk::new(1));
     let report = end(&mut run).expect("one panic is survived");
     assert_eq!((report.end, report.restarts), (End::Complete, 1));
-    let before = run.told.iter().position(|told| matches!(told, Told::Restarting(_))).expect("it restarted");
+    let before =
+        run.told.iter().position(|told| matches!(told, Told::Restarting(_))).expect("it restarted");
     let Some(Told::Restored(id)) = run.told.get(before + 1) else { panic!("{:?}", run.told) };
     assert!(run.told[..before].contains(&Told::Completed(*id)), "the newest complete one");
     assert_exact(collected.take());
@@ -136,7 +139,8 @@ fn a_job_that_fails_again_and_again_is_given_up_after_growing_pauses() {
     let Error::RestartsExhausted { failures, last } = &error else { panic!("{error}") };
     assert_eq!(*failures, 4, "three restarts");
     assert!(matches!(**last, Error::Panicked { .. }), "{last}");
-    let pauses: Vec<u64> = failed_ns.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
+    let pauses: Vec<u64> =
+        failed_ns.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
     assert!(pauses.len() == 2 && pauses[0] >= 2 && pauses[1] >= 4, "{pauses:?} ms");
 }
 
@@ -170,7 +174,12 @@ impl Source for Malformed {
         1
     }
 
-    fn reader(&self, _: u32, offset: Option<u64>, _: &ReaderContext) -> Result<Box<dyn Reader<u64>>> {
+    fn reader(
+        &self,
+        _: u32,
+        offset: Option<u64>,
+        _: &ReaderContext,
+    ) -> Result<Box<dyn Reader<u64>>> {
         Ok(Box::new(MalformedReader(offset.unwrap_or(0))))
     }
 }
@@ -303,7 +312,8 @@ fn files_job() -> Graph {
 
 fn filed(disk: &MemoryDisk) -> Vec<Update> {
     let number = |text: &str| text.parse().expect("a number");
-    let pair = |line: &String| line.split_once(' ').map(|(key, count)| (number(key), number(count)));
+    let pair =
+        |line: &String| line.split_once(' ').map(|(key, count)| (number(key), number(count)));
     lines(disk, "/out").iter().filter_map(pair).collect()
 }
 
@@ -340,7 +350,8 @@ fn on_a_full_disk_the_job_goes_on_and_with_room_again_its_snapshots_complete() {
     run.until("two failed snapshots", |run| {
         run.told.iter().filter(|told| matches!(told, Told::Aborted(..))).count() >= 2
     });
-    let full = |told: &Told| matches!(told, Told::Aborted(_, reason) if reason.contains("No space"));
+    let full =
+        |told: &Told| matches!(told, Told::Aborted(_, reason) if reason.contains("No space"));
     assert!(run.told.iter().any(full), "it says why: {:?}", run.told);
     assert!(run.handle.records() > read, "the job goes on");
     assert_eq!((restarts(&run.told), run.completed().last()), (0, Some(&last)));

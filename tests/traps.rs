@@ -52,7 +52,10 @@ use tidegate::task::{Head, Progress, Task};
 type Update = (u64, u64);
 
 fn numbers(job: &Job, name: &str, records: u64) -> Stream<u64> {
-    job.source(name, Generator::new("numbers", records, |index, out: &mut Vec<u64>| out.push(index)))
+    job.source(
+        name,
+        Generator::new("numbers", records, |index, out: &mut Vec<u64>| out.push(index)),
+    )
 }
 
 /// Counts by `number % keys`.
@@ -94,7 +97,9 @@ fn trap_03_the_last_records_are_committed_though_their_snapshot_fails_at_first()
     let mut run = Run::open(&graph, &config, &disk);
     run.supervise();
     disk.set_faults(Faults { capacity_bytes: Some(1), ..Faults::default() });
-    run.until("two tries", |run| run.told.iter().filter(|t| matches!(t, Told::Aborted(..))).count() == 2);
+    run.until("two tries", |run| {
+        run.told.iter().filter(|t| matches!(t, Told::Aborted(..))).count() == 2
+    });
     disk.set_faults(Faults::default());
     complete(&mut run);
     assert_exact(out.take(), &[20; 5]);
@@ -211,7 +216,12 @@ fn trap_08_one_record_of_a_hundred_thousand_passes_rings_of_one_slot_and_the_bar
 fn trap_09_a_diamond_with_a_full_blocked_branch_neither_deadlocks_nor_loses() {
     let job = Job::new("diamond");
     let trunk = numbers(&job, "numbers", 3_000);
-    let long = trunk.clone().rebalance().map("long", |number| number).rebalance().map("longer", |number| number);
+    let long = trunk
+        .clone()
+        .rebalance()
+        .map("long", |number| number)
+        .rebalance()
+        .map("longer", |number| number);
     let updates = count(trunk.union(long), 4);
     let (graph, out) = collected(job, updates);
     let mut run = Run::open(&graph, &with(3, 1), &MemoryDisk::new(1));
@@ -220,7 +230,9 @@ fn trap_09_a_diamond_with_a_full_blocked_branch_neither_deadlocks_nor_loses() {
     while run.ended.is_none() {
         // Each worker by turns is the one that hardly runs.
         let slow = steps / 5_000 % 3;
-        (0..3).filter(|worker| *worker != slow || steps % 40 == 0).for_each(|worker| run.step(worker));
+        (0..3)
+            .filter(|worker| *worker != slow || steps % 40 == 0)
+            .for_each(|worker| run.step(worker));
         run.supervise();
         steps += 1;
         assert!(steps < 400_000, "stuck; told: {:?}", run.told);
@@ -253,7 +265,10 @@ fn trap_13_what_stages_hold_back_leaves_before_the_barrier() {
     let job = Job::new("buffers");
     let (even, odd) = numbers(&job, "numbers", 1_200)
         .flat_map("thrice", |number| vec![number; 3])
-        .split("parity", |number| if number % 2 == 0 { Side::Left(number) } else { Side::Right(number) });
+        .split(
+            "parity",
+            |number| if number % 2 == 0 { Side::Left(number) } else { Side::Right(number) },
+        );
     let again = odd.clone().map("again", |number| number);
     let updates = count(even.union(odd).union(again), 2);
     let (graph, out) = collected(job, updates);
@@ -348,7 +363,8 @@ fn trap_15_after_a_snapshot_was_given_up_the_next_one_holds_all_of_the_state() {
     for _ in 0..3 {
         run.until_completed(1);
         disk.set_faults(Faults { capacity_bytes: Some(1), ..Faults::default() });
-        let aborted = |run: &Run<'_>| run.told.iter().filter(|t| matches!(t, Told::Aborted(..))).count();
+        let aborted =
+            |run: &Run<'_>| run.told.iter().filter(|t| matches!(t, Told::Aborted(..))).count();
         let goal = aborted(&run) + 1;
         run.until("a failed snapshot", |run| aborted(run) >= goal);
         disk.set_faults(Faults::default());
@@ -401,11 +417,13 @@ fn trap_16_a_value_that_does_not_serialise_fails_the_snapshot_and_no_key_is_skip
 fn trap_17_two_runs_of_one_schedule_write_the_same_snapshot_bytes() {
     let run = || {
         let job = Job::new("replay");
-        let words = numbers(&job, "numbers", 4_000).map("word", |number| format!("word {}", number % 700));
+        let words =
+            numbers(&job, "numbers", 4_000).map("word", |number| format!("word {}", number % 700));
         let (sink, _out) = Collect::new();
-        let counts = words.key_by(Clone::clone).fold("count", Vec::new, |seen: &mut Vec<u64>, word| {
-            seen.push(word.len() as u64);
-        });
+        let counts =
+            words.key_by(Clone::clone).fold("count", Vec::new, |seen: &mut Vec<u64>, word| {
+                seen.push(word.len() as u64);
+            });
         counts.sink("out", sink);
         let (graph, disk) = (job.build().expect("well formed"), MemoryDisk::new(5));
         let mut run = Run::open(&graph, &config(3), &disk);
@@ -425,7 +443,8 @@ fn files_job(records: u64) -> Graph {
         out.extend_from_slice(format!("{key} {count}\n").as_bytes());
     };
     let roll = Roll { bytes: 0, age: Duration::ZERO };
-    count(numbers(&job, "numbers", records).rate(300_000.0), 4).sink("out", Files::new("/out", roll, format));
+    count(numbers(&job, "numbers", records).rate(300_000.0), 4)
+        .sink("out", Files::new("/out", roll, format));
     job.build().expect("well formed")
 }
 
@@ -454,7 +473,8 @@ fn trap_25_what_the_manifest_lists_is_committed_after_a_crash_before_the_commit_
         run.supervise();
         let found = updates(&disk);
         assert!(found.len() > before, "committed at the restart");
-        let times: Vec<u64> = (0..4).map(|key| found.iter().filter(|f| f.0 == key).count() as u64).collect();
+        let times: Vec<u64> =
+            (0..4).map(|key| found.iter().filter(|f| f.0 == key).count() as u64).collect();
         assert_exact(found, &times);
     }
     complete(&mut Run::open(&graph, &config(3), &disk));
