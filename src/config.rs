@@ -42,7 +42,7 @@ impl Default for Idle {
     fn default() -> Self {
         Self {
             spin: Duration::from_micros(20),
-            give_way: Duration::from_micros(100),
+            give_way: Duration::from_millis(2),
             park_max: Duration::from_millis(10),
             busy_poll: false,
         }
