@@ -412,12 +412,11 @@ fn is_of_snapshot(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::channel;
 
     use super::*;
     use crate::inbox::Pulled;
-    use crate::operator::{Flow, Visitor};
+    use crate::operator::{Flow, Trace, Visitor};
     use crate::task::Head;
 
     /// A chain that holds something others wait for, such as writes under way.
@@ -453,7 +452,7 @@ mod tests {
             let held = Arc::new(());
             let head = Holding { _held: held.clone(), fails };
             let names = Arc::from(["holding".to_string()]);
-            let task = Task::new(Box::new(head), 0, names, Arc::new(AtomicUsize::new(0)));
+            let task = Task::new(Box::new(head), 0, names, Arc::new(Trace::default()));
             let ((commands, orders), (events, told)) = (channel(), channel());
             let name = (WorkerId(0), Attempt(1));
             let mut worker = Worker::new(name, vec![task], None, orders, events);

@@ -26,7 +26,6 @@
 
 mod common;
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -43,7 +42,7 @@ use tidegate::inbox::{Inbox, Pulled};
 use tidegate::operator::sink::{Collect, Collected, Files, Roll};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::operator::split::Side;
-use tidegate::operator::{Flow, Output, Part, Stage, Visitor};
+use tidegate::operator::{Flow, Output, Part, Stage, Trace, Visitor};
 use tidegate::record::{Batch, Control};
 use tidegate::state::{Drained, OperatorState, StateWriter};
 use tidegate::stream::{Job, Stream};
@@ -345,7 +344,7 @@ fn trap_14_nothing_is_emitted_between_the_capture_and_the_barrier() {
     let log: Arc<Mutex<Vec<&'static str>>> = Arc::default();
     let diary = Diary { log: log.clone(), due: true, full: 2 };
     let names = Arc::from(["diary".to_string()]);
-    let mut task = Task::new(Box::new(diary), 0, names, Arc::new(AtomicUsize::new(0)));
+    let mut task = Task::new(Box::new(diary), 0, names, Arc::new(Trace::default()));
     assert_eq!(task.step(0).unwrap(), Progress::Due(SnapshotId(1)));
     task.capture(SnapshotId(1)).unwrap();
     (0..3).for_each(|_| _ = task.step(0).unwrap());
