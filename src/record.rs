@@ -86,12 +86,21 @@ pub enum Control {
 
 /// A run of records that lies contiguous in a ring or a buffer, to be taken out by value.
 ///
-/// Whoever lends the batch asks [`Batch::taken`] afterwards and releases that many slots.
+/// Whoever lends the batch asks [`Batch::taken`] afterwards and releases that many slots. So a batch
+/// must come back as it was lent, and cannot be exchanged for another:
+///
+/// ```compile_fail
+/// # use tidegate::record::{Batch, Buffer};
+/// let mut buffer = Buffer::<String>::with_capacity(1);
+/// buffer.lend(|batch| std::mem::replace(batch, Batch::empty()).drain(1).for_each(drop));
+/// ```
 pub struct Batch<'a, T> {
     slots: NonNull<T>,
     len: usize,
     taken: usize,
-    lender: PhantomData<&'a mut T>,
+    /// Invariant in the lifetime: a batch cannot be swapped for one of another lender.
+    lender: PhantomData<fn(&'a T) -> &'a T>,
+    records: PhantomData<&'a mut T>,
 }
 
 impl<'a, T> Batch<'a, T> {
@@ -102,13 +111,7 @@ impl<'a, T> Batch<'a, T> {
     /// lender must treat the first [`taken`](Self::taken) of them as moved out afterwards.
     #[must_use]
     pub unsafe fn from_raw(slots: NonNull<T>, len: usize) -> Self {
-        Self { slots, len, taken: 0, lender: PhantomData }
-    }
-
-    /// A batch without records: what resumes an operator that still owes output.
-    #[must_use]
-    pub fn empty() -> Self {
-        Self { slots: NonNull::dangling(), len: 0, taken: 0, lender: PhantomData }
+        Self { slots, len, taken: 0, lender: PhantomData, records: PhantomData }
     }
 
     /// How many records are left in it.
@@ -149,7 +152,24 @@ impl<'a, T> Batch<'a, T> {
         let count = count.min(self.len());
         // SAFETY: taken <= len, so the start stays inside the lent run or one past it.
         let next = unsafe { self.slots.add(self.taken) };
-        Drain { next, left: count, count, taken: &mut self.taken, lender: PhantomData }
+        // All of them count as taken until the drain gives back what it has left: a drain that is
+        // forgotten leaks records rather than leaving them to be taken twice.
+        self.taken += count;
+        Drain { next, left: count, taken: &mut self.taken, lender: PhantomData }
+    }
+}
+
+impl<T> Batch<'static, T> {
+    /// A batch without records: what resumes an operator that still owes output.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            slots: NonNull::dangling(),
+            len: 0,
+            taken: 0,
+            lender: PhantomData,
+            records: PhantomData,
+        }
     }
 }
 
@@ -160,7 +180,6 @@ unsafe impl<T: Send> Send for Batch<'_, T> {}
 pub struct Drain<'a, T> {
     next: NonNull<T>,
     left: usize,
-    count: usize,
     taken: &'a mut usize,
     lender: PhantomData<&'a mut T>,
 }
@@ -202,7 +221,7 @@ impl<T> ExactSizeIterator for Drain<'_, T> {}
 impl<T> Drop for Drain<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        *self.taken += self.count - self.left;
+        *self.taken -= self.left;
     }
 }
 

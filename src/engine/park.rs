@@ -134,9 +134,13 @@ impl Waiting {
 mod tests {
     use super::*;
 
+    fn quick() -> Idle {
+        Idle { give_way: Duration::from_micros(100), ..Idle::default() }
+    }
+
     #[test]
     fn a_park_is_announced_and_one_more_step_is_taken_before_it() {
-        let (signal, idle) = (Signal::default(), Idle::default());
+        let (signal, idle) = (Signal::default(), quick());
         let mut waiting = Waiting::new(idle);
         let idle_step = Step::Idle(None);
         assert_eq!(waiting.after(idle_step, 0, &signal), Wait::Not);
@@ -155,7 +159,7 @@ mod tests {
     #[test]
     fn a_park_ends_when_something_is_due_and_busy_polling_never_parks() {
         let signal = Signal::default();
-        let mut waiting = Waiting::new(Idle::default());
+        let mut waiting = Waiting::new(quick());
         let due = Step::Idle(Some(1_500_000));
         for now_ns in [0, 1_000_000] {
             assert_eq!(waiting.after(due, now_ns, &signal), Wait::Not);

@@ -96,7 +96,7 @@ impl<I, E: IntoIterator, F: FnMut(I) -> E> FlatMap<I, E, F> {
 
 impl<I, E, F> Stage<I> for FlatMap<I, E, F>
 where
-    I: Send,
+    I: Send + 'static,
     E: IntoIterator<Item: Send, IntoIter: Send>,
     F: FnMut(I) -> E + Send,
 {
