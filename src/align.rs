@@ -549,7 +549,8 @@ mod tests {
 
         fn after(&self, input: usize, arrival: Arrival) -> World {
             let mut world = self.clone();
-            let verdict = world.aligner.admit(input, arrival).expect("the script keeps the protocol");
+            let verdict =
+                world.aligner.admit(input, arrival).expect("the script keeps the protocol");
             let place = &mut world.places[input];
             match arrival {
                 Records => {
@@ -566,7 +567,10 @@ mod tests {
                     let was = world.all_regular_ended();
                     world.places[input].2 = true;
                     let now = world.all_regular_ended();
-                    assert_eq!(verdict, if now && !was { Verdict::AllEnded } else { Verdict::Noted });
+                    assert_eq!(
+                        verdict,
+                        if now && !was { Verdict::AllEnded } else { Verdict::Noted }
+                    );
                 }
                 Arrival::Control(Control::Barrier(n)) => {
                     *place = (n.0, false, place.2);

@@ -16,8 +16,7 @@ use crate::plan::Plan;
 #[must_use]
 pub fn text(graph: &Graph, plan: &Plan) -> String {
     let chains = chains(graph, plan);
-    let rings: usize =
-        crossing(graph, plan).map(|(index, edge)| plan.rings_of(index, edge)).sum();
+    let rings: usize = crossing(graph, plan).map(|(index, edge)| plan.rings_of(index, edge)).sum();
     let mut text = format!(
         "job {}: {}, {}, {}, {} of {} slots\n\nchains (operators joined by + run as one task)\n",
         graph.name,
@@ -78,7 +77,8 @@ pub fn dot(graph: &Graph, plan: &Plan) -> String {
         } else {
             let rings = count(plan.rings_of(index, edge), "ring");
             let label = format!("{}\n{rings}", partition_name(plan.partition[index]));
-            let style = if plan.loops.back_edge[index] { ", style=dashed, constraint=false" } else { "" };
+            let style =
+                if plan.loops.back_edge[index] { ", style=dashed, constraint=false" } else { "" };
             format!(" [label={}{style}]", quoted(&label))
         };
         push(&mut dot, format_args!("  {} -> {}{label};\n", quoted(from), quoted(to)));

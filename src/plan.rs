@@ -15,10 +15,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use crate::align::InputKind;
 use crate::config::{Mode, Spill};
 use crate::disk::Disk;
 use crate::error::Result;
-use crate::align::InputKind;
 use crate::flight::Flight;
 use crate::graph::{
     Build, Edge, Erased, Graph, HeadContext, OperatorIndex, Partition, RingEnd, TaskContext,
@@ -120,8 +120,7 @@ impl Plan {
         let loops = Loops::find(graph.operators.len(), &graph.links());
         let loops = loops.expect("a graph that was validated");
         let tasks = Vec::new();
-        let mut plan =
-            Self { workers, ring_slots, parallelism, partition, chained, tasks, loops };
+        let mut plan = Self { workers, ring_slots, parallelism, partition, chained, tasks, loops };
         for head in 0..graph.operators.len() {
             if plan.is_chained(graph, head) {
                 continue;
@@ -341,7 +340,10 @@ impl Builder<'_> {
                 flight: self.flight(head),
                 mode: *mode,
                 spill: spill.blocked,
-                loop_limit: format!("{} bytes in memory and {disk_bytes} on disk", spill.memory_bytes),
+                loop_limit: format!(
+                    "{} bytes in memory and {disk_bytes} on disk",
+                    spill.memory_bytes
+                ),
                 loop_bytes_max: spill.memory_bytes / LOOP_SHARE,
             },
             limits: Limits { memory_bytes: spill.memory_bytes, disk_bytes },

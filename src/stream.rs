@@ -26,8 +26,8 @@ use std::sync::Arc;
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::graph::{
-    Build, Edge, Erased, Graph, MakeGroupOf, MakeOutbox, Operator, OperatorIndex, Partition, Port, TaskContext,
-    inbox_head, make_outbox, unerase,
+    Build, Edge, Erased, Graph, MakeGroupOf, MakeOutbox, Operator, OperatorIndex, Partition, Port,
+    TaskContext, inbox_head, make_outbox, unerase,
 };
 use crate::id::KeyGroup;
 use crate::inbox::GroupOf;
@@ -428,9 +428,8 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         let of_key = select.clone();
         let group_of: MakeGroupOf = Arc::new(move || {
             let mut select = of_key.clone();
-            let group_of: GroupOf<T> = Some(Box::new(move |record| {
-                KeyGroup::of_hash(select.with(record, Key::key_hash))
-            }));
+            let group_of: GroupOf<T> =
+                Some(Box::new(move |record| KeyGroup::of_hash(select.with(record, Key::key_hash))));
             Box::new(group_of)
         });
         let stream = stream.spread(Partition::Hash, outbox, Some(group_of));

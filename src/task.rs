@@ -552,7 +552,8 @@ mod tests {
     #[test]
     fn trap_09_an_output_that_has_the_mark_does_not_get_it_again_while_another_is_full() {
         let (trace, names) = (Arc::new(Trace::default()), Arc::from(["fork".to_string()]));
-        let (producers, mut consumers): (Vec<_>, Vec<_>) = (0..2).map(|_| channel::<u64>(4)).unzip();
+        let (producers, mut consumers): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| channel::<u64>(4)).unzip();
         let mut producers = producers.into_iter();
         let (free, mut full) = (producers.next().unwrap(), producers.next().unwrap());
         for n in 0..CONTROLS_MAX as u64 {

@@ -30,10 +30,10 @@ use crate::graph::{Build, Graph, LOG_SUFFIX};
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
+use crate::spill::remove_leftovers;
 use crate::store::{
     JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store,
 };
-use crate::spill::remove_leftovers;
 use crate::task::Task;
 use crate::worker::{Command, Event, Worker};
 
@@ -335,7 +335,8 @@ impl<'g> Supervisor<'g> {
             entries.iter().any(|entry| entry.operator == log)
         };
         let operators = self.graph.operators.iter().enumerate();
-        let heads = operators.filter(|(_, operator)| logged(&operator.name)).map(|(index, _)| index);
+        let heads =
+            operators.filter(|(_, operator)| logged(&operator.name)).map(|(index, _)| index);
         let heads: Vec<_> = heads.collect();
         let Config { workers, ring_slots, .. } = self.config;
         self.plan = Plan::with_heads(self.graph, workers, ring_slots, &heads);

@@ -27,6 +27,8 @@
 //! - A batch ends at a mark; records behind it are not touched (trap 5).
 
 mod log;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -152,7 +154,8 @@ impl<T: Record> Inbox<T> {
 
     /// A snapshot is under way: its barrier will come. Starts the clock of a timed alignment.
     pub fn announce(&mut self, snapshot: SnapshotId) {
-        if matches!(self.setting.mode, Mode::Unaligned { .. }) && snapshot > self.aligner.captured() {
+        if matches!(self.setting.mode, Mode::Unaligned { .. }) && snapshot > self.aligner.captured()
+        {
             self.awaited.push_back(Awaited { snapshot, since_ns: None });
         }
     }
@@ -239,7 +242,8 @@ impl<T: Record> Inbox<T> {
     fn is_loop_full(&self) -> bool {
         let back_edge = |input: &&Input<T>| input.kind == InputKind::BackEdge;
         let full = |input: &Input<T>| {
-            input.backlog.memory_bytes() > self.setting.loop_bytes_max || !input.backlog.is_in_memory()
+            input.backlog.memory_bytes() > self.setting.loop_bytes_max
+                || !input.backlog.is_in_memory()
         };
         self.has_back_edges && self.inputs.iter().filter(back_edge).any(full)
     }

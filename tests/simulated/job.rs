@@ -268,10 +268,11 @@ impl Shape<'_> {
             // A shuffle, and a second way round by another operator.
             _ => {
                 let late = self.name("late");
-                let keyed = inside.key_by(|value| value / 16 % 3).process(
-                    &step,
-                    move |value, _: &mut KeyState<'_, u64, u64>, out| once(value, out),
-                );
+                let keyed = inside
+                    .key_by(|value| value / 16 % 3)
+                    .process(&step, move |value, _: &mut KeyState<'_, u64, u64>, out| {
+                        once(value, out)
+                    });
                 let (again, out) = keyed.split(&route, route_on);
                 (again.key_by(|value| value % 5).process(&late, pass), out)
             }
