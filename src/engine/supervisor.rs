@@ -348,7 +348,6 @@ impl<'g> Supervisor<'g> {
         let own = self.config.snapshots.as_ref().map(|s| s.directory.join(SPILL_DIRECTORY));
         spill.directory = spill.directory.or(own);
         if let Some(directory) = &spill.directory {
-            self.disk.create_dir_all(directory).map_err(Error::io("create", directory))?;
             remove_leftovers(&*self.disk, directory)?;
         }
         Ok(spill)
