@@ -25,10 +25,13 @@ use crate::id::SnapshotId;
 /// Data that can be written as rkyv bytes, checked, and read back.
 ///
 /// Every type with the three rkyv derives (`Archive, Serialize, Deserialize`) has it; integers,
-/// floats, strings, vectors, options and tuples of such types have it too.
+/// floats, strings, vectors, options and tuples of such types have it too. A vector of any `Data` is
+/// `Data`, also in generic code.
 pub trait Data:
-    Archive<Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>>
-    + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
+    Archive<
+        Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+                      + rkyv::Deserialize<Self, HighDeserializer<rancor::Error>>,
+    > + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
     + Clone
     + Send
     + 'static
@@ -48,25 +51,24 @@ pub trait Data:
     /// Bytes that are not an archive of this type.
     fn from_archive(bytes: &[u8]) -> Result<Self, rancor::Error>
     where
-        Self: Sized;
+        Self: Sized,
+    {
+        // An archive is read in place, so it must lie at its alignment; frames do not promise that.
+        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
+        aligned.extend_from_slice(bytes);
+        rkyv::from_bytes(&aligned)
+    }
 }
 
-impl<T> Data for T
-where
+impl<T> Data for T where
     T: Archive<
             Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
                           + rkyv::Deserialize<T, HighDeserializer<rancor::Error>>,
         > + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
         + Clone
         + Send
-        + 'static,
+        + 'static
 {
-    fn from_archive(bytes: &[u8]) -> Result<Self, rancor::Error> {
-        // An archive is read in place, so it must lie at its alignment; frames do not promise that.
-        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
-        aligned.extend_from_slice(bytes);
-        rkyv::from_bytes(&aligned)
-    }
 }
 
 /// One data unit on a channel. The same bound as [`Data`]: a record may have to be spilled to
