@@ -327,11 +327,7 @@ impl<T> Buffer<T> {
 
     /// As [`lend`](Self::lend), with no more than the first `max` records.
     #[inline]
-    pub fn lend_at_most<R>(
-        &mut self,
-        max: usize,
-        take: impl FnOnce(&mut Batch<'_, T>) -> R,
-    ) -> R {
+    pub fn lend_at_most<R>(&mut self, max: usize, take: impl FnOnce(&mut Batch<'_, T>) -> R) -> R {
         /// Puts the length back when `take` returns or panics.
         struct Lent<'a, T> {
             buffer: &'a mut Buffer<T>,
