@@ -28,6 +28,18 @@ pub const DRAIN_BYTES_MAX: usize = 256 << 10;
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Output a console sink may hold back until its snapshot is complete, in bytes.
 pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
+/// Bytes of records, counted as [`crate::spill`] counts them, that are spilled in one write. Large
+/// enough to spread the cost of a system call, small enough not to hold up a worker that packs it.
+pub const SPILL_CHUNK_BYTES: usize = 256 << 10;
+/// Fewest records that a backlog's memory has room for, whatever its budget in bytes: with fewer it
+/// could not fill one chunk, write one and read one at a time.
+pub const SPILL_RECORDS_MIN: usize = 8;
+/// Chunks at the front of a backlog that are in memory or being read.
+pub const SPILL_READ_AHEAD_CHUNKS: usize = 2;
+/// Chunks of a backlog that are being written at once.
+pub const SPILL_WRITES_MAX: usize = 2;
+/// Bytes by which a spill file is extended at once.
+pub const SPILL_SEGMENT_BYTES: u64 = 16 << 20;
 
 /// How a worker waits when none of its tasks can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,7 +39,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | words | [`id`] [`record`] [`key`] [`error`] [`config`] [`clock`] |
-//! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk) |
+//! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk), [`spill`] (records that wait) |
 //! | the algorithm, pure | [`align`] (a task's barriers), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
 //! | assembly | [`graph`], [`stream`] (the API users write), [`plan`], [`picture`], [`engine`] (the drivers) |

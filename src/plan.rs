@@ -23,11 +23,11 @@ use crate::flight::Flight;
 use crate::graph::{
     Build, Edge, Erased, Graph, HeadContext, OperatorIndex, Partition, RingEnd, TaskContext,
 };
-use crate::id::{KeyGroup, SnapshotId, TaskId, WorkerId};
+use crate::id::{Attempt, KeyGroup, SnapshotId, StateSlot, TaskId, WorkerId};
 use crate::inbox::Setting;
 use crate::loops::Loops;
 use crate::operator::{Probe, Trace};
-use crate::spill::{Limits, Place};
+use crate::spill::{Limits, Place, file_name};
 use crate::task::Task;
 
 /// A loop lets nothing more in while its back-edges hold more than this part of their memory.
@@ -69,6 +69,8 @@ pub struct Plan {
 pub struct Instance {
     /// Files.
     pub disk: Arc<dyn Disk>,
+    /// Which start of the tasks this is.
+    pub attempt: Attempt,
     /// The last snapshot before the first one of this attempt.
     pub captured: SnapshotId,
     /// Whether the job takes snapshots.
@@ -361,9 +363,10 @@ impl Builder<'_> {
                 let directory = self.instance.spill.directory.as_ref();
                 let place = directory.map(|directory| Place {
                     disk: self.instance.disk.clone(),
-                    path: directory.join(format!("{}-{}", task.0, ends.len())),
+                    path: directory.join(file_name(task, ends.len() as u32, self.instance.attempt)),
                     owner: self.graph.operators[head].name.clone(),
-                    subtask: self.subtask as u32,
+                    slot: StateSlot::Task(self.subtask as u32),
+                    input: ends.len() as u32,
                 });
                 ends.push(RingEnd {
                     consumer,

@@ -300,6 +300,7 @@ impl<'g> Supervisor<'g> {
         self.plan_for(entries.as_deref().unwrap_or_default());
         let instance = Instance {
             disk: self.disk.clone(),
+            attempt: self.attempt,
             captured: SnapshotId(first.0 - 1),
             transactional: self.config.snapshots.is_some(),
             mode: self.config.snapshots.as_ref().map_or(Mode::Abs, |snapshots| snapshots.mode),
