@@ -142,7 +142,7 @@ pub fn inbox_head<T: Record>(
     let (mut inputs, mut groups) = (Vec::new(), Vec::new());
     for RingEnd { consumer, kind, inside, group_of, place } in ends {
         let (ring, backlog) = (unerase::<Consumer<T>>(consumer), Backlog::new(limits, place));
-        inputs.push(Input { ring, kind, inside, backlog });
+        inputs.push(Input { ring, kind, inside, backlog, unlogged: false });
         groups.push(group_of.and_then(unerase::<GroupOf<T>>));
     }
     let log = format!("{}{LOG_SUFFIX}", setting.operator);

@@ -164,6 +164,7 @@ fn inbox(rings: Vec<Consumer<u64>>) -> Inbox<u64> {
         kind: InputKind::Regular,
         inside: false,
         backlog: Backlog::new(limits, None),
+        unlogged: false,
     };
     let inputs = rings.into_iter().map(input).collect();
     let setting = Setting {

@@ -72,6 +72,9 @@ pub struct Input<T: Record> {
     pub inside: bool,
     /// Where its records are set aside.
     pub backlog: Backlog<T>,
+    /// Whether it is late and cannot be logged: part of what was set aside is on disk, perhaps with
+    /// its barrier.
+    pub unlogged: bool,
 }
 
 /// What an inbox is told about its task.
@@ -213,7 +216,10 @@ impl<T: Record> Inbox<T> {
     /// Alignment takes too long: captures without the inputs that are late, if they can be logged.
     fn expire(&mut self) -> Option<SnapshotId> {
         let snapshot = self.awaited.front()?.snapshot;
-        let in_memory = self.inputs.iter().all(|input| input.backlog.is_in_memory());
+        // What a blocked input has set aside is behind its barrier: it is not to be logged.
+        let mut inputs = self.inputs.iter().enumerate();
+        let in_memory =
+            inputs.all(|(i, input)| self.aligner.is_blocked(i) || input.backlog.is_in_memory());
         if snapshot <= self.blocking_until || !in_memory {
             return None;
         }
@@ -238,14 +244,17 @@ impl<T: Record> Inbox<T> {
         Some(Pulled::Barrier(snapshot))
     }
 
-    /// Whether so much goes round that nothing more is to enter.
+    /// Whether so much goes round that nothing more is to enter. A blocked back-edge does not count:
+    /// what unblocks it comes in by the regular inputs.
     fn is_loop_full(&self) -> bool {
-        let back_edge = |input: &&Input<T>| input.kind == InputKind::BackEdge;
-        let full = |input: &Input<T>| {
-            input.backlog.memory_bytes() > self.setting.loop_bytes_max
-                || !input.backlog.is_in_memory()
-        };
-        self.has_back_edges && self.inputs.iter().filter(back_edge).any(full)
+        let mut inputs = self.inputs.iter().enumerate();
+        self.has_back_edges
+            && inputs.any(|(index, Input { kind, backlog, .. })| {
+                let much = backlog.memory_bytes() > self.setting.loop_bytes_max;
+                *kind == InputKind::BackEdge
+                    && !self.aligner.is_blocked(index)
+                    && (much || !backlog.is_in_memory())
+            })
     }
 
     /// Takes fewer records at once if a round of the worker's tasks takes long: an operator that is
@@ -412,8 +421,9 @@ impl<T: Record> Inbox<T> {
             if !self.aligner.is_late(input) {
                 continue;
             }
-            let backlog = &mut self.inputs[input].backlog;
-            if !backlog.is_in_memory() {
+            let Input { backlog, unlogged, .. } = &mut self.inputs[input];
+            *unlogged = !backlog.is_in_memory();
+            if *unlogged {
                 self.log.fail("too much is in transit: part of it is on disk".into());
             } else {
                 let log = &mut self.log;
@@ -442,7 +452,7 @@ impl<T: Record> Inbox<T> {
         let mut left = INPUT_RECORDS_MAX;
         let mut full = false;
         while left > 0 {
-            let late = self.aligner.is_late(input);
+            let late = self.aligner.is_late(input) && !self.inputs[input].unlogged;
             let Input { ring, backlog, .. } = &mut self.inputs[input];
             let control = match ring.poll(left) {
                 Polled::Empty | Polled::Closed => break,

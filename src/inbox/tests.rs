@@ -52,7 +52,7 @@ fn bench(kinds: &[InputKind], mode: Mode, memory_bytes: usize) -> Bench {
         let (sender, ring) = channel(SLOTS);
         let backlog = Backlog::new(Limits { memory_bytes, disk_bytes: 0 }, None);
         let inside = kind == InputKind::BackEdge;
-        inputs.push(Input { ring, kind, inside, backlog });
+        inputs.push(Input { ring, kind, inside, backlog, unlogged: false });
         senders.push(sender);
     }
     let log = Log::new((0, 1), kinds.iter().map(|_| None).collect());

@@ -160,6 +160,9 @@ impl World {
         snapshots.retained = random.pick(&[2, 3]);
         snapshots.timeout = Duration::from_millis(random.pick(&[5, 50, 60_000]));
         config.snapshots = Some(snapshots);
+        config.spill.blocked = !random.one_in(4);
+        // With little memory and much that goes round, the rest goes to disk.
+        config.spill.memory_bytes = random.pick(&[64, 1 << 10, 1 << 20]);
         config.restarts = Restarts {
             failures_max: 3,
             backoff: Duration::from_millis(random.below(3)),
