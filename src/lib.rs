@@ -39,7 +39,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | words | [`id`] [`record`] [`key`] [`error`] [`config`] [`clock`] |
-//! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk) |
+//! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk), [`spill`] (records that wait) |
 //! | the algorithm, pure | [`align`] (a task's barriers), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
 //! | assembly | [`graph`], [`stream`] (the API users write), [`plan`], [`picture`], [`engine`] (the drivers) |
@@ -60,7 +60,9 @@ pub mod clock;
 pub mod channel;
 pub mod disk;
 pub mod frame;
+pub mod spill;
 pub mod align;
+pub mod flight;
 pub mod coordinator;
 pub mod state;
 pub mod operator;
@@ -69,6 +71,7 @@ pub mod outbox;
 pub mod store;
 pub mod task;
 pub mod worker;
+pub mod loops;
 pub mod graph;
 pub mod stream;
 pub mod plan;

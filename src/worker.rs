@@ -45,6 +45,8 @@ pub enum Command {
         /// Whether the job ends with it.
         last: bool,
     },
+    /// Every worker has acked it: sources that wait for it go on.
+    Resume(SnapshotId),
     /// Forget it.
     Abort(SnapshotId),
     /// A job without snapshots is complete: sinks publish everything, the worker stops.
@@ -254,7 +256,13 @@ impl Worker {
                 }
                 return Ok(last);
             }
-            Command::Abort(snapshot) => self.give_up(snapshot)?,
+            Command::Resume(snapshot) => {
+                self.tasks.iter_mut().for_each(|task| task.resume(snapshot));
+            }
+            Command::Abort(snapshot) => {
+                self.give_up(snapshot)?;
+                self.tasks.iter_mut().for_each(|task| task.resume(snapshot));
+            }
             Command::CommitAll => {
                 for task in &mut self.tasks {
                     task.commit(None)?;
@@ -291,7 +299,7 @@ impl Worker {
         let Some(snapshot) = self.gathering.iter().find(open).map(|open| open.snapshot) else {
             return Ok(());
         };
-        while self.drain(snapshot, task)? {}
+        while self.drain(snapshot, task)? == Drained::More {}
         Ok(())
     }
 
@@ -299,13 +307,20 @@ impl Worker {
     fn drain_some(&mut self) -> Result<bool> {
         let Some(oldest) = self.gathering.front() else { return Ok(false) };
         let snapshot = oldest.snapshot;
-        let mut open = oldest.captured.iter().zip(&oldest.drained);
-        if let Some(task) = open.position(|(captured, drained)| *captured && !drained) {
-            self.drain(snapshot, task)?;
-            return Ok(true);
+        for task in 0..oldest.captured.len() {
+            let Some(oldest) = self.gathering.front().filter(|g| g.snapshot == snapshot) else {
+                return Ok(true); // it has failed
+            };
+            if oldest.captured[task]
+                && !oldest.drained[task]
+                && self.drain(snapshot, task)? != Drained::Waiting
+            {
+                return Ok(true);
+            }
         }
+        let oldest = self.gathering.front().expect("seen above");
         if !oldest.drained.iter().all(|&drained| drained) {
-            return Ok(false); // not every task has come to the barrier yet
+            return Ok(false); // not every task has come to the barrier, or sealed its log, yet
         }
         self.gathering.pop_front();
         let parts = self.parts.as_mut().expect("there are snapshots");
@@ -317,23 +332,23 @@ impl Worker {
         Ok(true)
     }
 
-    /// Writes out a piece of what `task` captured for `snapshot`. True if there is more.
-    fn drain(&mut self, snapshot: SnapshotId, task: usize) -> Result<bool> {
+    /// Writes out a piece of what `task` captured for `snapshot`.
+    fn drain(&mut self, snapshot: SnapshotId, task: usize) -> Result<Drained> {
         let parts = self.parts.as_mut().expect("there are snapshots");
         parts.begin(snapshot);
         let drained = self.tasks[task].drain(&mut |operator, slot, schema, bytes| {
             parts.append(operator, slot, schema, bytes);
         });
         match drained {
-            Ok(Drained::More) => Ok(true),
             Ok(Drained::Done) => {
                 let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
                 at.next().expect("it is being gathered").drained[task] = true;
-                Ok(false)
+                Ok(Drained::Done)
             }
+            Ok(drained) => Ok(drained),
             Err(error) if is_of_snapshot(&error) => {
                 self.fail(snapshot, &error)?;
-                Ok(false)
+                Ok(Drained::Done)
             }
             Err(error) => Err(error),
         }

@@ -22,19 +22,23 @@ use std::time::Duration;
 
 use super::{End, Handle, Notice, Report};
 use crate::clock;
-use crate::config::{Config, Snapshots};
+use crate::config::{Config, Mode, Snapshots, Spill};
 use crate::coordinator::{Action, Coordinator};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::graph::{Build, Graph};
+use crate::graph::{Build, Graph, LOG_SUFFIX};
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
+use crate::spill::remove_leftovers;
 use crate::store::{
     JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store,
 };
 use crate::task::Task;
 use crate::worker::{Command, Event, Worker};
+
+/// Inside the snapshot directory.
+const SPILL_DIRECTORY: &str = "spill";
 
 /// What opening a job found.
 pub enum Opened<'g> {
@@ -159,11 +163,14 @@ impl<'g> Supervisor<'g> {
             (store, newest) = (Some(held.0), held.1);
         }
         let snapshots = config.snapshots.as_ref();
-        let coordinator = Coordinator::new(
+        let mut coordinator = Coordinator::new(
             config.workers,
             snapshots.map(|snapshots| snapshots.interval.as_nanos() as u64),
             snapshots.map_or(0, |snapshots| snapshots.timeout.as_nanos() as u64),
         );
+        if snapshots.is_some_and(|snapshots| snapshots.mode == Mode::Synchronous) {
+            coordinator = coordinator.one_at_a_time();
+        }
         let report = Report {
             end: End::Complete,
             restored: newest.as_ref().map(Manifest::id),
@@ -290,10 +297,14 @@ impl<'g> Supervisor<'g> {
         let first = first.max(self.coordinator.next_snapshot());
         let entries = self.newest.is_some().then(|| self.load()).transpose()?;
         self.recover_sinks(entries.as_deref())?;
+        self.plan_for(entries.as_deref().unwrap_or_default());
         let instance = Instance {
             disk: self.disk.clone(),
+            attempt: self.attempt,
             captured: SnapshotId(first.0 - 1),
             transactional: self.config.snapshots.is_some(),
+            mode: self.config.snapshots.as_ref().map_or(Mode::Abs, |snapshots| snapshots.mode),
+            spill: self.spill()?,
             records: self.handle.records.clone(),
         };
         let mut tasks = self.plan.instantiate(self.graph, &instance)?;
@@ -302,6 +313,7 @@ impl<'g> Supervisor<'g> {
             let id = self.newest.as_ref().map_or(SnapshotId(0), Manifest::id);
             notice(Notice::Restored(id));
         }
+        tasks.iter_mut().flatten().for_each(Task::start);
         self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
         self.commands.clear();
         let mut workers = Vec::new();
@@ -315,6 +327,31 @@ impl<'g> Supervisor<'g> {
             self.commands.push(sender);
         }
         Ok(workers)
+    }
+
+    /// Plans anew so that every log in `entries` has a task that begins with its operator.
+    fn plan_for(&mut self, entries: &[StateEntry]) {
+        let logged = |name: &str| {
+            let log = format!("{name}{LOG_SUFFIX}");
+            entries.iter().any(|entry| entry.operator == log)
+        };
+        let operators = self.graph.operators.iter().enumerate();
+        let heads =
+            operators.filter(|(_, operator)| logged(&operator.name)).map(|(index, _)| index);
+        let heads: Vec<_> = heads.collect();
+        let Config { workers, ring_slots, .. } = self.config;
+        self.plan = Plan::with_heads(self.graph, workers, ring_slots, &heads);
+    }
+
+    /// Where records may be set aside, cleared of what a process that was killed has left.
+    fn spill(&self) -> Result<Spill> {
+        let mut spill = self.config.spill.clone();
+        let own = self.config.snapshots.as_ref().map(|s| s.directory.join(SPILL_DIRECTORY));
+        spill.directory = spill.directory.or(own);
+        if let Some(directory) = &spill.directory {
+            remove_leftovers(&*self.disk, directory)?;
+        }
+        Ok(spill)
     }
 
     fn load(&self) -> Result<Vec<StateEntry>> {
@@ -355,6 +392,7 @@ impl<'g> Supervisor<'g> {
                 operator: operator.clone(),
                 reason: "the job has no such operator".into(),
             })?;
+            let mut taken = false;
             for &(worker, place, subtask) in homes {
                 let owns = match slot {
                     StateSlot::KeyGroup(group) => group.owner(homes.len()) == subtask,
@@ -362,8 +400,14 @@ impl<'g> Supervisor<'g> {
                     StateSlot::Task(_) => true,
                 };
                 if owns {
-                    tasks[worker][place].restore(operator, *slot, *schema, bytes)?;
+                    taken |= tasks[worker][place].restore(operator, *slot, *schema, bytes)?;
                 }
+            }
+            if !taken {
+                return Err(Error::State {
+                    operator: operator.clone(),
+                    reason: format!("no task of the job takes its {slot:?}"),
+                });
             }
         }
         Ok(())
@@ -419,6 +463,7 @@ impl<'g> Supervisor<'g> {
                     self.tell(Command::Inject { snapshot, pause });
                 }
                 Action::Commit { snapshot, parts, last, triggered_ns } => {
+                    self.tell(Command::Resume(snapshot));
                     let decided = Decided { snapshot, parts, last, triggered_ns };
                     let followed = self.commit(decided, now_ns);
                     self.act(followed, now_ns, notice);
