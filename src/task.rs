@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::config::{DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
-use crate::inbox::{Inbox, Pulled};
+use crate::inbox::{Inbox, Measured, Pulled};
 use crate::operator::source::{SourceHead, SourcePull};
 use crate::operator::{Flow, Part, Stage, Trace, Visitor};
 use crate::record::{Control, Record};
@@ -83,6 +83,11 @@ pub trait Head: Send {
         Ok(false)
     }
 
+    /// What its inputs spilled and logged so far.
+    fn measured(&self) -> Measured {
+        Measured::default()
+    }
+
     /// A snapshot for which a source waits is durable or given up.
     fn resume(&mut self, _snapshot: SnapshotId) {}
 }
@@ -120,6 +125,10 @@ impl<T: Record> Head for InboxHead<T> {
 
     fn relieve(&mut self, now_ns: u64) -> Result<bool> {
         self.inbox.relieve(now_ns)
+    }
+
+    fn measured(&self) -> Measured {
+        self.inbox.measured()
     }
 
     fn finish(&mut self) -> Result<Flow> {
@@ -275,6 +284,12 @@ impl Task {
     /// Every state is restored; records follow.
     pub fn start(&mut self) {
         self.head.start();
+    }
+
+    /// What its inputs spilled and logged so far.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        self.head.measured()
     }
 
     /// A synchronous snapshot is durable or given up: sources that wait for it go on.

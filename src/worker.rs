@@ -21,6 +21,7 @@ use crate::clock;
 use crate::config::SNAPSHOTS_PENDING_MAX;
 use crate::error::{Error, Result};
 use crate::id::{Attempt, SnapshotId, WorkerId};
+use crate::inbox;
 use crate::state::Drained;
 use crate::store::{PartRef, PartWriter};
 use crate::task::{Progress, Task};
@@ -91,6 +92,8 @@ pub enum Event {
 pub struct Measured {
     /// How long a task stood still at a barrier to capture its state, ns.
     pub capture_ns: Histogram<u64>,
+    /// What the inputs of its tasks spilled and logged.
+    pub inputs: inbox::Measured,
 }
 
 /// What a step came to.
@@ -153,7 +156,7 @@ impl Worker {
             gathering: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             aborted: BTreeSet::new(),
-            measured: Measured { capture_ns },
+            measured: Measured { capture_ns, inputs: inbox::Measured::default() },
         }
     }
 
@@ -230,6 +233,7 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             *worked = true;
             if self.obey(command)? {
+                self.tasks.iter().for_each(|task| self.measured.inputs += task.measured());
                 self.let_go();
                 self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
                 return Ok(true);

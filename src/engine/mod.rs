@@ -21,6 +21,7 @@ use crate::disk::{Disk, best_disk};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::id::SnapshotId;
+use crate::inbox;
 use crate::stream::Job;
 use supervisor::{Supervisor, Turn};
 
@@ -92,6 +93,8 @@ pub struct Report {
     pub snapshot_ns: Histogram<u64>,
     /// How long tasks stood still at barriers to capture their state, ns.
     pub capture_ns: Histogram<u64>,
+    /// What inputs spilled to disk and logged, in the last attempt.
+    pub inputs: inbox::Measured,
 }
 
 /// Stops a running job from another thread, and counts what it reads.

@@ -28,6 +28,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, LOG_SUFFIX};
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
+use crate::inbox;
 use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
 use crate::spill::remove_leftovers;
@@ -180,6 +181,7 @@ impl<'g> Supervisor<'g> {
             cadence: coordinator.cadence(),
             snapshot_ns: clock::histogram_ns(),
             capture_ns: clock::histogram_ns(),
+            inputs: inbox::Measured::default(),
         };
         let mut supervisor = Self {
             graph,
@@ -436,6 +438,7 @@ impl<'g> Supervisor<'g> {
             Event::Stopped(_, attempt, measured) if attempt == self.attempt => {
                 self.alive -= 1;
                 _ = self.report.capture_ns.add(&measured.capture_ns);
+                self.report.inputs += measured.inputs;
                 Vec::new()
             }
             Event::Failed(..) | Event::Stopped(..) => Vec::new(),

@@ -32,6 +32,8 @@ pub struct Log<T> {
     open: VecDeque<Snapshot<T>>,
     restored: Vec<T>,
     replay: Buffer<T>,
+    /// Records copied so far, of all snapshots.
+    logged: u64,
 }
 
 /// The log of one snapshot.
@@ -52,7 +54,7 @@ impl<T: Record> Log<T> {
     #[must_use]
     pub fn new(copy: Copy, group_of: Vec<GroupOf<T>>) -> Self {
         let (open, restored, replay) = (VecDeque::new(), Vec::new(), Buffer::with_capacity(0));
-        Self { copy, group_of, open, restored, replay }
+        Self { copy, group_of, open, restored, replay, logged: 0 }
     }
 
     /// Begins the log of `snapshot`, whose trigger has come.
@@ -82,6 +84,13 @@ impl<T: Record> Log<T> {
             return;
         }
         open.records[input].extend_from_slice(records);
+        self.logged += records.len() as u64;
+    }
+
+    /// Records copied so far, of all snapshots.
+    #[must_use]
+    pub fn logged(&self) -> u64 {
+        self.logged
     }
 
     /// The snapshot begun last cannot be logged.

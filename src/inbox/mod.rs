@@ -31,6 +31,7 @@ mod log;
 mod tests;
 
 use std::collections::VecDeque;
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 pub use log::{GroupOf, Log};
@@ -43,7 +44,7 @@ use crate::flight::Flight;
 use crate::id::SnapshotId;
 use crate::operator::{Flow, Stage};
 use crate::record::{Batch, Control, Record};
-use crate::spill::{Backlog, Front};
+use crate::spill::{Backlog, Front, Spilled};
 
 /// What a pull found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,22 @@ pub struct Setting {
     pub loop_limit: String,
     /// Bytes in back-edges above which nothing more is let into the loop.
     pub loop_bytes_max: usize,
+}
+
+/// What an inbox did besides handing on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// What it moved to disk and back.
+    pub spilled: Spilled,
+    /// Records it copied to logs.
+    pub logged_records: u64,
+}
+
+impl AddAssign for Measured {
+    fn add_assign(&mut self, other: Self) {
+        self.spilled += other.spilled;
+        self.logged_records += other.logged_records;
+    }
 }
 
 /// A snapshot that has been announced, and since when it is waited for (ns; `None`: not looked at).
@@ -153,6 +170,14 @@ impl<T: Record> Inbox<T> {
     /// The log, as a part of the task's state.
     pub fn log(&mut self) -> &mut Log<T> {
         &mut self.log
+    }
+
+    /// What was spilled and logged so far.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        let mut measured = Measured { logged_records: self.log.logged(), ..Measured::default() };
+        self.inputs.iter().for_each(|input| measured.spilled += input.backlog.measured());
+        measured
     }
 
     /// A snapshot is under way: its barrier will come. Starts the clock of a timed alignment.

@@ -66,6 +66,7 @@ mod file;
 mod place;
 
 use std::collections::VecDeque;
+use std::ops::AddAssign;
 
 pub use self::place::{Place, file_name, remove_leftovers};
 
@@ -111,6 +112,16 @@ pub struct Spilled {
     pub write_ns: u64,
     /// Time from asking for a chunk to seeing it read, summed, ns.
     pub read_ns: u64,
+}
+
+impl AddAssign for Spilled {
+    fn add_assign(&mut self, other: Self) {
+        self.chunks += other.chunks;
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.write_ns += other.write_ns;
+        self.read_ns += other.read_ns;
+    }
 }
 
 /// Records and marks of one input, in order. See the [module](self).
