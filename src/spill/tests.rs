@@ -179,6 +179,8 @@ impl<T: Record + PartialEq + Debug> Model<T> {
         assert_eq!(backlog.len(), self.entries.iter().filter(is_record).count());
         let records_max = backlog.sizes.push_max + SPILL_READ_AHEAD_CHUNKS * backlog.sizes.chunk;
         assert!(backlog.memory_bytes() <= records_max * size_of::<T>().max(1));
+        let is_filled = matches!(backlog.items.back(), Some(Item::Held(_)));
+        assert!(backlog.open_records == 0 || is_filled, "only the last chunk is filled");
         if backlog.is_in_memory() {
             let oldest = SnapshotId(self.oldest_barrier.0 + 1);
             let mark = Entry::Control(Control::Barrier(oldest));
@@ -258,7 +260,7 @@ fn most_of_a_long_use_goes_through_the_disk() {
 #[test]
 fn a_budget_that_is_used_up_takes_nothing_and_loses_nothing() {
     let disk = MemoryDisk::new(1);
-    // Frames of one record take a block each: 16 records in memory, 5 on disk.
+    // Chunks are of one record, and a frame takes a block.
     for (disk_blocks, expected) in [(0, 8..=8), (5, 9..=13), (40, 44..=48)] {
         let mut backlog = on_disk::<u64>(&disk, 8, disk_blocks * extents::BLOCK_BYTES);
         let end = fill(&mut backlog, 0).unwrap();
