@@ -38,7 +38,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words | [`id`] [`record`] [`key`] [`error`] [`config`] [`clock`] |
+//! | words | [`id`] [`record`] [`key`] [`error`] [`guard`] [`config`] [`clock`] |
 //! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk) |
 //! | the algorithm, pure | [`align`] (a task's barriers), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
@@ -55,6 +55,7 @@ pub mod id;
 pub mod record;
 pub mod key;
 pub mod error;
+pub mod guard;
 pub mod config;
 pub mod clock;
 pub mod channel;

@@ -13,11 +13,11 @@
 //! - Nothing is emitted between capture and barrier (trap 14).
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::config::{DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::id::{SnapshotId, StateSlot};
 use crate::inbox::{Inbox, Pulled};
 use crate::operator::source::{SourceHead, SourcePull};
@@ -396,7 +396,7 @@ impl Task {
 
     /// Turns an error or panic of user code into an error that names its operator.
     fn guarded<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let result = catch_unwind(AssertUnwindSafe(|| work(self)));
+        let result = guard::caught(|| work(self));
         let operator = || self.names[self.trace.running()].clone();
         match result {
             Ok(Err(source @ (Error::Panicked { .. } | Error::Operator { .. }))) => Err(source),
@@ -406,11 +406,9 @@ impl Task {
                 source: Box::new(source),
             }),
             Ok(Ok(value)) => Ok(value),
-            Err(panic) => Err(Error::Panicked {
-                operator: operator(),
-                subtask: self.subtask,
-                message: message_of(&*panic),
-            }),
+            Err(message) => {
+                Err(Error::Panicked { operator: operator(), subtask: self.subtask, message })
+            }
         }
     }
 }
@@ -425,9 +423,4 @@ impl StateWriter for Named<'_> {
     fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
         (self.out)(self.operator, slot, schema, bytes);
     }
-}
-
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
