@@ -290,7 +290,8 @@ impl Task {
     pub fn capture(&mut self, snapshot: SnapshotId) -> Result<()> {
         self.guarded(|task| {
             task.head.visit(&mut |part| {
-                if let Part::State(_, state) = part {
+                if let Part::State(operator, state) = part {
+                    enter(&task.names, &task.trace, operator);
                     state.mark(snapshot);
                 }
                 Ok(())
@@ -320,6 +321,7 @@ impl Task {
                 if let Part::State(operator, state) = part
                     && drained == Drained::Done
                 {
+                    enter(&task.names, &task.trace, operator);
                     drained = state.drain(DRAIN_BYTES_MAX, &mut Named { operator, out })?;
                 }
                 Ok(())
@@ -410,6 +412,15 @@ impl Task {
                 Err(Error::Panicked { operator: operator(), subtask: self.subtask, message })
             }
         }
+    }
+}
+
+/// From here on the code runs of the operator that has the state `name`. State is visited, not run
+/// into with a batch, so without this a failure would be put down to whoever ran last.
+fn enter(names: &[String], trace: &Trace, name: &str) {
+    let operator = name.split('#').next().unwrap_or(name);
+    if let Some(number) = names.iter().position(|name| name == operator) {
+        trace.enter(number);
     }
 }
 
