@@ -147,7 +147,8 @@ impl Snapshots {
 /// What to do when a task fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restarts {
-    /// Failures after which the job fails; a completed snapshot sets the count back to 0.
+    /// Failures in a row after which the job fails. An attempt that has committed one snapshot and
+    /// completed another, not the job's last, begins a new row.
     pub failures_max: u32,
     /// Pause before the first restart; doubles with each failure in a row.
     pub backoff: Duration,

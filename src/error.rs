@@ -121,6 +121,17 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
+    /// Something panicked on a worker outside any operator's own code: a record, state or closure
+    /// that panics when it is dropped, or a broken promise of tidegate itself.
+    #[error("worker {worker} panicked {at}: {message}")]
+    WorkerPanicked {
+        /// Which worker, from 0.
+        worker: usize,
+        /// What it was at.
+        at: &'static str,
+        /// The panic's message.
+        message: String,
+    },
     /// An operator, source or sink failed.
     #[error("operator '{operator}' (task {subtask}): {source}")]
     Operator {
@@ -192,7 +203,10 @@ impl Error {
             | Self::Limit { .. } => false,
             // Whoever read our output has gone and does not come back.
             Self::Io { source, .. } => source.kind() != io::ErrorKind::BrokenPipe,
-            Self::Corrupt { .. } | Self::Panicked { .. } | Self::Snapshot { .. } => true,
+            Self::Corrupt { .. }
+            | Self::Panicked { .. }
+            | Self::WorkerPanicked { .. }
+            | Self::Snapshot { .. } => true,
             Self::Operator { source, .. } => source.is_retryable(),
         }
     }

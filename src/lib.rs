@@ -38,11 +38,11 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words | [`id`] [`record`] [`key`] [`error`] [`config`] [`clock`] |
+//! | words | [`id`] [`record`] [`key`] [`error`] [`guard`] [`config`] [`clock`] |
 //! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk), [`spill`] (records that wait) |
-//! | the algorithm, pure | [`align`] (a task's barriers), [`coordinator`] (a job's snapshots) |
+//! | the algorithm, pure | [`align`] (a task's barriers), [`flight`] (what goes round in a loop), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
-//! | assembly | [`graph`], [`stream`] (the API users write), [`plan`], [`picture`], [`engine`] (the drivers) |
+//! | assembly | [`loops`], [`graph`], [`stream`] (the API users write), [`plan`], [`picture`], [`engine`] (the drivers) |
 //! | edges | [`doctor`], [`workload`], [`jobs`] |
 //!
 //! How a record travels: [`operator::source`] -> [`outbox`] -> [`channel`] -> [`inbox`] (asks
@@ -55,6 +55,7 @@ pub mod id;
 pub mod record;
 pub mod key;
 pub mod error;
+pub mod guard;
 pub mod config;
 pub mod clock;
 pub mod channel;

@@ -13,11 +13,11 @@
 //! - Nothing is emitted between capture and barrier (trap 14).
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::config::{DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::id::{SnapshotId, StateSlot};
 use crate::inbox::{Inbox, Measured, Pulled};
 use crate::operator::source::{SourceHead, SourcePull};
@@ -390,7 +390,8 @@ impl Task {
     pub fn capture(&mut self, snapshot: SnapshotId) -> Result<()> {
         self.guarded(|task| {
             task.head.visit(&mut |part| {
-                if let Part::State(_, state) = part {
+                if let Part::State(operator, state) = part {
+                    enter(&task.names, &task.trace, operator);
                     state.mark(snapshot);
                 }
                 Ok(())
@@ -420,6 +421,7 @@ impl Task {
                 if let Part::State(operator, state) = part
                     && drained == Drained::Done
                 {
+                    enter(&task.names, &task.trace, operator);
                     drained = state.drain(DRAIN_BYTES_MAX, &mut Named { operator, out })?;
                 }
                 Ok(())
@@ -500,7 +502,7 @@ impl Task {
 
     /// Turns an error or panic of user code into an error that names its operator.
     fn guarded<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let result = catch_unwind(AssertUnwindSafe(|| work(self)));
+        let result = guard::caught(|| work(self));
         let operator = || self.names[self.trace.running()].clone();
         match result {
             Ok(Err(source @ (Error::Panicked { .. } | Error::Operator { .. }))) => Err(source),
@@ -510,12 +512,19 @@ impl Task {
                 source: Box::new(source),
             }),
             Ok(Ok(value)) => Ok(value),
-            Err(panic) => Err(Error::Panicked {
-                operator: operator(),
-                subtask: self.subtask,
-                message: message_of(&*panic),
-            }),
+            Err(message) => {
+                Err(Error::Panicked { operator: operator(), subtask: self.subtask, message })
+            }
         }
+    }
+}
+
+/// From here on the code runs of the operator that has the state `name`. State is visited, not run
+/// into with a batch, so without this a failure would be put down to whoever ran last.
+fn enter(names: &[String], trace: &Trace, name: &str) {
+    let operator = name.split('#').next().unwrap_or(name);
+    if let Some(number) = names.iter().position(|name| name == operator) {
+        trace.enter(number);
     }
 }
 
@@ -529,11 +538,6 @@ impl StateWriter for Named<'_> {
     fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
         (self.out)(self.operator, slot, schema, bytes);
     }
-}
-
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
 #[cfg(test)]

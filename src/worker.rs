@@ -11,6 +11,7 @@
 //!   the last is drained to its end, or given up if the part it belongs to is gone.
 //! - Snapshots are written in the order they were captured.
 //! - A worker that says it has stopped has nothing under way any more.
+//! - A panic, wherever it comes from, does not leave [`Worker::step`]: it is told as a failure.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender};
@@ -20,6 +21,7 @@ use hdrhistogram::Histogram;
 use crate::clock;
 use crate::config::SNAPSHOTS_PENDING_MAX;
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::id::{Attempt, SnapshotId, WorkerId};
 use crate::inbox;
 use crate::state::Drained;
@@ -168,10 +170,11 @@ impl Worker {
 
     /// One round: commands, every task once, a piece of what is to be written out.
     pub fn step(&mut self, now_ns: u64) -> Step {
-        match self.round(now_ns) {
+        match self.guarded("between its tasks", |worker| worker.round(now_ns)).flatten() {
             Ok(step) => step,
             Err(error) => {
-                self.let_go();
+                // The first failure is told; that letting go fails too is no news.
+                _ = self.let_go();
                 self.tell(Event::Failed(self.id, self.attempt, error));
                 Step::Stopped
             }
@@ -217,10 +220,26 @@ impl Worker {
     }
 
     /// Ends everything that could still touch a file, waiting for what is under way: whoever hears
-    /// that this worker has stopped may cut, rename and remove what it wrote.
-    fn let_go(&mut self) {
-        self.tasks.clear();
-        self.parts = None;
+    /// that this worker has stopped may cut, rename and remove what it wrote. What panics when it
+    /// is dropped (a record left in a ring, a closure) does not keep the rest.
+    fn let_go(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        while let Some(task) = self.tasks.pop() {
+            let dropped = self.guarded("dropping a task it had stopped", |_| drop(task));
+            result = result.and(dropped);
+        }
+        let parts = self.parts.take();
+        result.and(self.guarded("closing its snapshot files", |_| drop(parts)))
+    }
+
+    /// Turns a panic into an error that says what this worker was at.
+    fn guarded<R>(&mut self, at: &'static str, work: impl FnOnce(&mut Self) -> R) -> Result<R> {
+        let worker = self.id.0;
+        guard::caught(|| work(self)).map_err(|message| Error::WorkerPanicked {
+            worker,
+            at,
+            message,
+        })
     }
 
     fn tell(&self, event: Event) {
@@ -234,7 +253,7 @@ impl Worker {
             *worked = true;
             if self.obey(command)? {
                 self.tasks.iter().for_each(|task| self.measured.inputs += task.measured());
-                self.let_go();
+                self.let_go()?;
                 self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
                 return Ok(true);
             }

@@ -146,13 +146,14 @@ fn a_job_that_fails_again_and_again_is_given_up_after_growing_pauses() {
 }
 
 #[test]
-fn a_complete_snapshot_between_two_failures_starts_the_count_anew() {
+fn a_committed_snapshot_between_two_failures_starts_the_count_anew() {
     let fuse: Fuse = Arc::default();
     let (graph, collected) = job_with(&fuse);
     let mut run = Run::open(&graph, &config(1), &MemoryDisk::new(1));
     quietly(|| {
         for failures in 1..=6 {
-            run.until_completed(1);
+            // The second one shows that the first could be committed.
+            run.until_completed(2);
             fuse.store(1, Ordering::Relaxed);
             run.until("a restart", |run| restarts(&run.told) == failures);
         }

@@ -17,11 +17,14 @@ mod text;
 mod watch;
 mod word_count;
 
+use std::cell::RefCell;
+use std::panic::{set_hook, take_hook};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use exit::Failure;
+use tidegate::guard;
 
 /// A thread-per-core stream engine with exactly-once snapshots every few milliseconds.
 #[derive(Parser)]
@@ -44,7 +47,7 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    quiet_workers();
+    say_panics_once();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -68,17 +71,27 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// The engine reports a panic of a job's code as an error with operator and task; the hook would
-/// say it a second time. It still does where a backtrace is asked for.
-fn quiet_workers() {
+/// The engine reports a panic on its workers as an error with operator and task; the hook would say
+/// it a second time. It still does where a backtrace is asked for. Any other panic is printed: one
+/// on a thread that does not report, and one that comes while another unwinds, which ends the
+/// process before anything is reported, so both are said.
+fn say_panics_once() {
+    thread_local! {
+        static UNSAID: RefCell<String> = const { RefCell::new(String::new()) };
+    }
     if std::env::var_os("RUST_BACKTRACE").is_some() {
         return;
     }
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let thread = std::thread::current();
-        if !thread.name().is_some_and(|name| name.starts_with("tidegate-")) {
-            usual(info);
+    let usual = take_hook();
+    set_hook(Box::new(move |info| {
+        if guard::takes() {
+            UNSAID.set(info.to_string());
+            return;
         }
+        let unsaid = UNSAID.take();
+        if !unsaid.is_empty() {
+            exit::say(&format!("before, on the same thread: {unsaid}"));
+        }
+        usual(info);
     }));
 }

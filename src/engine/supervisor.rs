@@ -104,6 +104,9 @@ pub struct Supervisor<'g> {
     /// Workers of this attempt that have not stopped.
     alive: usize,
     failures: u32,
+    /// Snapshots from this one on are triggered after this attempt's workers were told to commit an
+    /// earlier one: if one of them completes, they could.
+    proven_from: Option<SnapshotId>,
     started_ns: u64,
     report: Report,
 }
@@ -200,6 +203,7 @@ impl<'g> Supervisor<'g> {
             arrived: None,
             alive: 0,
             failures: 0,
+            proven_from: None,
             started_ns: clock::now_ns(),
             report,
         };
@@ -316,6 +320,7 @@ impl<'g> Supervisor<'g> {
             notice(Notice::Restored(id));
         }
         tasks.iter_mut().flatten().for_each(Task::start);
+        self.proven_from = None;
         self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
         self.commands.clear();
         let mut workers = Vec::new();
@@ -472,7 +477,7 @@ impl<'g> Supervisor<'g> {
                     self.act(followed, now_ns, notice);
                 }
                 Action::Complete { snapshot, duration_ns } => {
-                    self.failures = 0;
+                    self.note_progress(snapshot, last);
                     self.report.snapshot_ns.saturating_record(duration_ns);
                     self.tell(Command::Complete { snapshot, last });
                     let took = Duration::from_nanos(duration_ns);
@@ -495,6 +500,16 @@ impl<'g> Supervisor<'g> {
                     self.phase = Phase::Stopping(Error::Snapshot { snapshot, reason });
                 }
             }
+        }
+    }
+
+    /// Failures are counted in a row, and what ends the row is a snapshot that was committed. That one
+    /// is complete does not mean that: its commit may be what fails in each attempt.
+    fn note_progress(&mut self, completed: SnapshotId, last: bool) {
+        match self.proven_from {
+            None => self.proven_from = Some(self.coordinator.next_snapshot()),
+            Some(first) if completed >= first && !last => self.failures = 0,
+            Some(_) => {}
         }
     }
 

@@ -121,6 +121,12 @@ impl Trace {
         self.running.load(Ordering::Relaxed)
     }
 
+    /// From here on this operator's code runs.
+    #[inline]
+    pub fn enter(&self, operator: usize) {
+        self.running.store(operator, Ordering::Relaxed);
+    }
+
     /// Whether records were sent to another task since the last call.
     pub fn take_sent(&self) -> bool {
         let sent = self.sent.load(Ordering::Relaxed);
@@ -149,7 +155,7 @@ impl Probe {
     /// From here on this operator's code runs. Once per batch.
     #[inline]
     pub fn enter(&self) {
-        self.trace.running.store(self.operator, Ordering::Relaxed);
+        self.trace.enter(self.operator);
     }
 
     /// Records were sent to another task. Once per batch.
