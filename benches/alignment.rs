@@ -191,7 +191,12 @@ fn latency(rate: u64, seconds: u64, keys: u64, interval: Duration, rounds: u64) 
             let us = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
             println!(
                 "  round {round} {name:10} p50 {:7.0} p90 {:7.0} p99 {:7.0} p99.9 {:7.0} max {:7.0}; {} snapshots",
-                us(0.5), us(0.9), us(0.99), us(0.999), us(1.0), report.cadence.completed,
+                us(0.5),
+                us(0.9),
+                us(0.99),
+                us(0.999),
+                us(1.0),
+                report.cadence.completed,
             );
         }
     }
@@ -227,13 +232,19 @@ fn slow(rounds: u64, slow_records: u64) {
             let (config, _directory) = config(Some(mode), Duration::from_millis(20));
             let report = run(&graph, &config);
             let mut counts = vec![0_u64; 1_000];
-            (0..slow_records).chain(0..fast_records).for_each(|n| counts[(n % 1_000) as usize] += 1);
+            (0..slow_records)
+                .chain(0..fast_records)
+                .for_each(|n| counts[(n % 1_000) as usize] += 1);
             assert_eq!(sum.sum(), counts.iter().map(|c| c * (c + 1) / 2).sum::<u64>(), "{name}");
             let taken = &report.snapshot_ns;
             println!(
                 "  round {round} {name:10} p50 {:6.1} p99 {:6.1} max {:6.1} ms, {} of {} snapshots, {} records logged",
-                ms(taken, 0.5), ms(taken, 0.99), ms(taken, 1.0),
-                report.cadence.completed, report.cadence.asked, report.inputs.logged_records,
+                ms(taken, 0.5),
+                ms(taken, 0.99),
+                ms(taken, 1.0),
+                report.cadence.completed,
+                report.cadence.asked,
+                report.inputs.logged_records,
             );
         }
     }
@@ -247,7 +258,9 @@ const BUCKET_NS: u64 = 10_000_000;
 fn stall(rounds: u64, slow_records: u64) {
     let per_record = Duration::from_micros(125);
     let rate = 500_000;
-    println!("stall: 8,192 records of {per_record:?} before one barrier; {rate} records/s beside it");
+    println!(
+        "stall: 8,192 records of {per_record:?} before one barrier; {rate} records/s beside it"
+    );
     for round in 1..=rounds {
         for (name, spill) in [("spill off", false), ("spill on", true)] {
             let seconds = per_record.as_secs_f64() * slow_records as f64;
@@ -266,7 +279,12 @@ fn stall(rounds: u64, slow_records: u64) {
                 if n.is_multiple_of(2) { Side::Left(n) } else { Side::Right(n) }
             });
             let (sink, sum) = FoldSink::new(|n: &u64| *n);
-            aligned.union(slow.parallelism(1)).rebalance().map("join", |n| n).parallelism(1).sink("sum", sink);
+            aligned
+                .union(slow.parallelism(1))
+                .rebalance()
+                .map("join", |n| n)
+                .parallelism(1)
+                .sink("sum", sink);
             let began_ns = clock::now_ns();
             let counted = buckets.clone();
             let (sink, free_sum) = FoldSink::new(move |n: &u64| {
@@ -299,8 +317,11 @@ fn stall(rounds: u64, slow_records: u64) {
             let got = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
             println!(
                 "  round {round} {name:9} alignments of {:.0} ms; unblocked path {:.2} of its rate, longest stall {} ms; {} spilled in {} chunks",
-                ms(&report.snapshot_ns, 1.0), got / usual, longest * 10,
-                report.inputs.spilled.records, report.inputs.spilled.chunks,
+                ms(&report.snapshot_ns, 1.0),
+                got / usual,
+                longest * 10,
+                report.inputs.spilled.records,
+                report.inputs.spilled.chunks,
             );
         }
     }

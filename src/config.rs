@@ -237,6 +237,13 @@ impl Config {
                 "it must be a power of two, for example 8192".into(),
             );
         }
+        if self.spill.directory.is_some() && self.spill.disk_bytes == 0 {
+            return refuse(
+                "spill space",
+                "0 bytes".into(),
+                "a spill directory was given, so give it room too".into(),
+            );
+        }
         let Some(snapshots) = &self.snapshots else { return Ok(()) };
         if snapshots.interval < INTERVAL_MIN {
             return refuse(

@@ -15,6 +15,7 @@
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -24,7 +25,7 @@ use super::{End, Handle, Notice, Report};
 use crate::clock;
 use crate::config::{Config, Mode, Snapshots, Spill};
 use crate::coordinator::{Action, Coordinator};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, LOG_SUFFIX};
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
@@ -94,6 +95,7 @@ pub struct Supervisor<'g> {
     handle: Handle,
     identity: JobIdentity,
     store: Option<Store>,
+    spill_lock: Option<DiskLock>,
     newest: Option<Manifest>,
     coordinator: Coordinator<PartRef>,
     phase: Phase,
@@ -126,6 +128,19 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
         lines.push(format!("operator '{}': {} {detail}", operator.name, operator.kind));
     }
     Ok(JobIdentity { name: graph.name.clone(), fingerprint: lines.join("\n") })
+}
+
+/// Takes the directory for spilled records for this process.
+fn lock_spill(disk: &dyn Disk, directory: &Path) -> Result<DiskLock> {
+    let refuse = |reason: String| Error::Config {
+        setting: "spill directory".into(),
+        value: directory.display().to_string(),
+        reason,
+    };
+    let remedy = "name another one, or turn spilling off";
+    let locked = disk.create_dir_all(directory).and_then(|()| disk.lock(&directory.join("LOCK")));
+    let locked = locked.map_err(|error| refuse(format!("it cannot be used: {error}; {remedy}")))?;
+    locked.ok_or_else(|| refuse(format!("another running process uses it; {remedy}")))
 }
 
 /// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
@@ -194,6 +209,7 @@ impl<'g> Supervisor<'g> {
             handle,
             identity,
             store,
+            spill_lock: None,
             newest,
             coordinator,
             phase: Phase::Starting,
@@ -350,11 +366,15 @@ impl<'g> Supervisor<'g> {
         self.plan = Plan::with_heads(self.graph, workers, ring_slots, &heads);
     }
 
-    /// Where records may be set aside, cleared of what a process that was killed has left.
-    fn spill(&self) -> Result<Spill> {
+    /// Where records may be set aside, cleared of what a process that was killed has left. A
+    /// directory of its own is locked for the run, and so tried out before it is needed.
+    fn spill(&mut self) -> Result<Spill> {
         let mut spill = self.config.spill.clone();
+        if let Some(directory) = spill.directory.as_ref().filter(|_| self.spill_lock.is_none()) {
+            self.spill_lock = Some(lock_spill(&*self.disk, directory)?);
+        }
         let own = self.config.snapshots.as_ref().map(|s| s.directory.join(SPILL_DIRECTORY));
-        spill.directory = spill.directory.or(own);
+        spill.directory = spill.directory.or(own).filter(|_| spill.disk_bytes > 0);
         if let Some(directory) = &spill.directory {
             remove_leftovers(&*self.disk, directory)?;
         }
