@@ -16,7 +16,7 @@ mod text_file;
 
 pub use generator::{Generator, Items};
 pub use lines::{LineSplitter, StdinLines, TcpLines};
-pub use text_file::TextFile;
+pub use text_file::{Decoded, TextFile};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

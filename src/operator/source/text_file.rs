@@ -23,7 +23,8 @@ const SPLIT_BYTES_MIN: u64 = 64 << 10;
 /// How much of the file's beginning tells it from another of the same length.
 const IDENTITY_BYTES: usize = 64 << 10;
 
-/// Lines of a file, each decoded into any number of records.
+/// Lines of a file, each decoded into any number of records by `decode(line, out)`, which says what
+/// is wrong with a line that cannot be.
 pub struct TextFile<T, D> {
     path: PathBuf,
     /// Bytes to be read: the file's length when it was opened, or less.
@@ -32,12 +33,16 @@ pub struct TextFile<T, D> {
     record: PhantomData<fn() -> T>,
 }
 
+/// What a decoder returns: `Err` says what is wrong with the line, and what it should be.
+pub type Decoded = Result<(), String>;
+
 /// Decodes a line into itself.
-fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) {
+fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) -> Decoded {
     out.push(line.to_vec());
+    Ok(())
 }
 
-impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
+impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded> {
     /// The lines of `path`, as bytes without their ends.
     ///
     /// # Errors
@@ -61,7 +66,19 @@ impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
 
 impl<T, D> TextFile<T, D> {
     /// Decodes each line with `decode(line, out)` in the source itself: no copy of the line.
-    pub fn decode<U, E: Fn(&[u8], &mut Vec<U>)>(self, decode: E) -> TextFile<U, E> {
+    pub fn decode<U>(
+        self,
+        decode: impl Fn(&[u8], &mut Vec<U>) + Send + Sync + 'static,
+    ) -> TextFile<U, impl Fn(&[u8], &mut Vec<U>) -> Decoded + Send + Sync + 'static> {
+        self.try_decode(move |line: &[u8], out: &mut Vec<U>| {
+            decode(line, out);
+            Ok(())
+        })
+    }
+
+    /// As [`decode`](Self::decode), for lines that may be wrong: the job fails with an error that
+    /// names the file and the line.
+    pub fn try_decode<U, E: Fn(&[u8], &mut Vec<U>) -> Decoded>(self, decode: E) -> TextFile<U, E> {
         let decode = Arc::new(decode);
         TextFile { path: self.path, length: self.length, decode, record: PhantomData }
     }
@@ -106,7 +123,7 @@ impl<T, D> TextFile<T, D> {
 impl<T, D> Source for TextFile<T, D>
 where
     T: Record,
-    D: Fn(&[u8], &mut Vec<T>) + Send + Sync + 'static,
+    D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync + 'static,
 {
     type Item = T;
 
@@ -179,6 +196,23 @@ impl<D> RangeReader<D> {
         Error::Input { name: self.path.display().to_string(), reason }
     }
 
+    /// The error for the line that begins at `offset`. The lines before it are counted now: splits
+    /// are read side by side, so nobody has counted them.
+    fn bad_line(&self, offset: u64, reason: &str) -> Error {
+        let (mut chunk, mut at, mut line) = (vec![0; CHUNK_BYTES], 0, 1);
+        while at < offset {
+            let length = CHUNK_BYTES.min((offset - at) as usize);
+            let count = match self.file.read_at(&mut chunk[..length], at) {
+                Ok(0) => return self.failed(format!("the line at byte {offset}: {reason}")),
+                Ok(count) => count,
+                Err(error) => return self.failed(format!("cannot be read: {error}")),
+            };
+            line += memchr::memchr_iter(b'\n', &chunk[..count]).count();
+            at += count as u64;
+        }
+        self.failed(format!("line {line}: {reason}"))
+    }
+
     /// Asks for chunks ahead and takes what has come.
     fn turn(&mut self) -> Result<()> {
         // Behind the split's end only what its last line needs is read.
@@ -227,29 +261,30 @@ impl<D> RangeReader<D> {
     }
 }
 
-impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
+impl<T, D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync> Reader<T> for RangeReader<D> {
     fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
         let mut taken = 0;
         while taken < max && out.len() < BATCH_RECORDS {
-            if self.position() >= self.split_end && !self.skip_line {
+            let position = self.position();
+            if position >= self.split_end && !self.skip_line {
                 return Ok((Read::End, taken));
             }
             let (decode, skip) = (&self.decode, self.skip_line);
-            let found = self.lines.next_line(|line| {
-                if !skip {
-                    decode(line, out);
-                }
-            });
+            let found = self.lines.next_line(|line| if skip { Ok(()) } else { decode(line, out) });
             let name = || self.path.display().to_string();
             match found.map_err(|offset| line_too_long(&name(), self.base + offset))? {
-                Some(()) if self.skip_line => self.skip_line = false,
-                Some(()) => taken += 1,
+                Some(Err(reason)) => return Err(self.bad_line(position, &reason)),
+                Some(Ok(())) if self.skip_line => self.skip_line = false,
+                Some(Ok(())) => taken += 1,
                 None if self.next_read >= self.file_end && self.done.is_empty() => {
-                    if !skip {
-                        taken +=
-                            usize::from(self.lines.last_line(|line| decode(line, out)).is_some());
+                    if skip {
+                        return Ok((Read::End, taken));
                     }
-                    return Ok((Read::End, taken));
+                    let last = self.lines.last_line(|line| decode(line, out));
+                    if let Some(Err(reason)) = &last {
+                        return Err(self.bad_line(position, reason));
+                    }
+                    return Ok((Read::End, taken + usize::from(last.is_some())));
                 }
                 None => {
                     if !self.next_chunk()? {
