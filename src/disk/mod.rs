@@ -84,6 +84,12 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Renames a file to a name that nothing has. Where the file system cannot do that in one step,
+    /// it looks first: whoever else may make that name has to be kept out by a lock.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `NotFound`, or what the system says.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     ///
     /// # Errors
