@@ -20,6 +20,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::id::{KEY_GROUPS, SnapshotId};
 use crate::inbox::Inbox;
+use crate::operator::sink::AnySink;
 use crate::operator::source::ReaderContext;
 use crate::operator::split::Tee;
 use crate::operator::{Probe, Stage};
@@ -90,13 +91,10 @@ pub enum Build {
         stage: Make<Erased>,
         /// Makes the head of a task that begins with this operator.
         head: fn(Vec<Erased>, SnapshotId, Erased) -> Box<dyn Head>,
-        /// For a sink: see [`Sink::recover`](crate::operator::sink::Sink::recover).
-        recover: Option<Recover>,
+        /// The sink, if it is one.
+        sink: Option<Arc<dyn AnySink>>,
     },
 }
-
-/// [`Sink::recover`](crate::operator::sink::Sink::recover) of an operator.
-pub type Recover = Box<dyn Fn(Option<&[Vec<u8>]>, &dyn Disk) -> Result<()>>;
 
 /// The head of a task whose inputs carry `T`.
 pub fn inbox_head<T: Record>(

@@ -101,7 +101,8 @@ pub trait Disk: Send + Sync + 'static {
     /// What the system says; names are then in doubt.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Takes the exclusive lock on a file (created if missing) and writes this process's id into
-    /// it; `None` if another holder has it. Never waits.
+    /// it; `None` if another holder has it. Never waits. The file stays; a file of the
+    /// system is empty once the lock is released in order.
     ///
     /// # Errors
     /// What the system says.

@@ -29,6 +29,17 @@ impl<Q> Default for SystemDisk<Q> {
     }
 }
 
+/// A locked file. Released in order, it is left empty: it names nobody who is gone, and a run that
+/// changed nothing leaves it as it was.
+struct HeldLock(File);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        // What stays in it is an old pid, which whoever takes the lock next replaces.
+        _ = self.0.set_len(0);
+    }
+}
+
 /// A queue over system files.
 pub trait SystemQueue: DiskQueue + Sized + 'static {
     /// A queue for at most `depth` operations in flight.
@@ -78,13 +89,11 @@ impl<Q: SystemQueue> Disk for SystemDisk<Q> {
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                match fs::symlink_metadata(to) {
-                    Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
-                    Err(error) => Err(error),
-                }
-            }
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match fs::symlink_metadata(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+                Err(error) => Err(error),
+            },
             renamed => Ok(renamed?),
         }
     }
@@ -107,7 +116,7 @@ impl<Q: SystemQueue> Disk for SystemDisk<Q> {
         }
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
-        Ok(Some(DiskLock::new(file)))
+        Ok(Some(DiskLock::new(HeldLock(file))))
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -172,7 +172,10 @@ fn a_rename_to_a_new_name_replaces_nothing() {
         assert_eq!((disk.read(&a).unwrap(), disk.read(&b).unwrap()), (b"a".into(), b"b".into()));
         assert_eq!(disk.rename_new(&c, &c).unwrap_err().kind(), ErrorKind::NotFound);
         disk.rename_new(&a, &c).unwrap();
-        assert_eq!((disk.list(dir).unwrap(), disk.read(&c).unwrap()), (["b", "c"].map(String::from).into(), b"a".into()));
+        assert_eq!(
+            (disk.list(dir).unwrap(), disk.read(&c).unwrap()),
+            (["b", "c"].map(String::from).into(), b"a".into())
+        );
     });
 }
 

@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Committer, Flow, Part, Probe, Stage, Visitor};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
 use crate::record::{Batch, Record};
@@ -45,12 +45,31 @@ pub struct WriterContext {
     pub disk: Arc<dyn Disk>,
 }
 
+/// The owner of what a run without snapshots leaves behind when it dies: no run goes on from that.
+pub const NOBODY: &str = "a run without snapshots";
+
 /// Where results go.
 pub trait Sink: Send + Sync + 'static {
     /// What it takes.
     type Item: Record;
 
-    /// Called once before writers are made, at every start. `handles` are those of the snapshot
+    /// Called once in a run, before [`recover`](Self::recover) and with the same handles: takes what
+    /// keeps other runs away from the place of output until this one ends, restarts included.
+    /// `owner` says in one line whose output it is: the operator, and where its snapshots are; or it
+    /// is [`NOBODY`].
+    ///
+    /// # Errors
+    /// Another run or job has the place.
+    fn claim(
+        &self,
+        _owner: &str,
+        _handles: Option<&[Vec<u8>]>,
+        _disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>> {
+        Ok(None)
+    }
+
+    /// Called before writers are made, at every start and restart. `handles` are those of the snapshot
     /// that is being restored (empty: it had none), or `None` at a start without one. Commits what
     /// they list and discards what they do not. Called again after a crash: must be idempotent.
     ///
@@ -103,6 +122,41 @@ pub trait Writer<T>: Send {
     /// # Errors
     /// The output failed.
     fn commit_all(&mut self) -> Result<()>;
+}
+
+/// A [`Sink`], whatever its records are: what the engine asks of it.
+pub trait AnySink {
+    /// See [`Sink::claim`].
+    ///
+    /// # Errors
+    /// The sink's.
+    fn claim(
+        &self,
+        owner: &str,
+        handles: Option<&[Vec<u8>]>,
+        disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>>;
+
+    /// See [`Sink::recover`].
+    ///
+    /// # Errors
+    /// The sink's.
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()>;
+}
+
+impl<S: Sink> AnySink for S {
+    fn claim(
+        &self,
+        owner: &str,
+        handles: Option<&[Vec<u8>]>,
+        disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>> {
+        Sink::claim(self, owner, handles, disk)
+    }
+
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
+        Sink::recover(self, handles, disk)
+    }
 }
 
 /// The last stage of a chain that ends in a sink.
