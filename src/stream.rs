@@ -347,7 +347,8 @@ impl<T: Record> Stream<T> {
                 disk: context.disk.clone(),
             })?;
             let (name, probe) = (context.name.clone(), context.probe.clone());
-            Ok(Box::new(SinkStage::new(name, context.subtask, writer, probe)))
+            let this = (sink.identity(), context.subtask);
+            Ok(Box::new(SinkStage::new(name, this, writer, probe)))
         });
         if let Build::Stage { sink, .. } = &mut graph.borrow_mut().operators[to].build {
             *sink = Some(asked);

@@ -240,6 +240,22 @@ fn a_snapshot_directory_of_another_job_is_left_alone() {
     assert_eq!(after, before);
 }
 
+/// The kind of sink was not part of the job: without --output the handles of files, which are binary,
+/// were printed as if they were lines held back.
+#[test]
+fn snapshots_of_a_job_with_another_kind_of_output_are_refused_both_ways() {
+    let place = Place::new(50);
+    place.count(&["--output", "@out", "--snapshots", "@files"]).succeeded();
+    place.count(&["--snapshots", "@console"]).succeeded();
+    let (files, console) = (place.path("files"), place.path("console"));
+    let needles = ["another job", "sink files", "sink console"];
+    let ran = place.count(&["--snapshots", "@files"]);
+    ran.refused(1, &[&needles[..], &[&*files.display().to_string()]].concat());
+    let ran = place.count(&["--output", "@other", "--snapshots", "@console"]);
+    ran.refused(1, &[&needles[..], &[&*console.display().to_string()]].concat());
+    assert!(!place.path("other").exists());
+}
+
 #[test]
 fn a_directory_of_other_files_is_no_snapshot_directory() {
     let place = Place::new(20);

@@ -116,6 +116,7 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     for operator in &graph.operators {
         let detail = match &operator.build {
             Build::Source { identity, .. } => identity(&context)?,
+            Build::Stage { sink: Some(sink), .. } => sink.identity(),
             Build::Stage { .. } => String::new(),
         };
         lines.push(format!("operator '{}': {} {detail}", operator.name, operator.kind));

@@ -87,6 +87,10 @@ struct Listed {
 impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink for Files<T, F> {
     type Item = T;
 
+    fn identity(&self) -> String {
+        "files".into()
+    }
+
     fn claim(
         &self,
         owner: &str,
