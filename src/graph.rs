@@ -24,6 +24,7 @@ use crate::flight::Flight;
 use crate::id::{KEY_GROUPS, SnapshotId};
 use crate::inbox::{GroupOf, Inbox, Input, Log, Setting};
 use crate::loops::{Link, Loops};
+use crate::operator::sink::AnySink;
 use crate::operator::source::ReaderContext;
 use crate::operator::split::Tee;
 use crate::operator::{Probe, Stage};
@@ -100,13 +101,10 @@ pub enum Build {
         stage: Make<Erased>,
         /// Makes the head of a task that begins with this operator.
         head: fn(Vec<RingEnd>, HeadContext, Erased) -> Box<dyn Head>,
-        /// For a sink: see [`Sink::recover`](crate::operator::sink::Sink::recover).
-        recover: Option<Recover>,
+        /// The sink, if it is one.
+        sink: Option<Arc<dyn AnySink>>,
     },
 }
-
-/// [`Sink::recover`](crate::operator::sink::Sink::recover) of an operator.
-pub type Recover = Box<dyn Fn(Option<&[Vec<u8>]>, &dyn Disk) -> Result<()>>;
 
 /// One input of a task to be.
 pub struct RingEnd {

@@ -188,7 +188,7 @@ impl<T: Record> Stream<T> {
                 Ok(Box::new(stage(context, successors(nexts))?) as Erased)
             }),
             head: inbox_head::<T>,
-            recover: None,
+            sink: None,
         };
         let to = add(&self.graph, name, kind, ports.into(), build);
         self.lead(to, false);
@@ -391,7 +391,7 @@ impl<T: Record> Stream<T> {
     pub fn sink<S: Sink<Item = T>>(self, name: &str, sink: S) {
         let graph = self.graph.clone();
         let sink = Arc::new(sink);
-        let recovered = sink.clone();
+        let asked = sink.clone();
         let to = self.add(name, "sink", [], move |context, []| {
             let writer = sink.writer(&WriterContext {
                 subtask: context.subtask,
@@ -400,10 +400,11 @@ impl<T: Record> Stream<T> {
                 disk: context.disk.clone(),
             })?;
             let (name, probe) = (context.name.clone(), context.probe.clone());
-            Ok(Box::new(SinkStage::new(name, context.subtask, writer, probe)))
+            let this = (sink.identity(), context.subtask);
+            Ok(Box::new(SinkStage::new(name, this, writer, probe)))
         });
-        if let Build::Stage { recover, .. } = &mut graph.borrow_mut().operators[to].build {
-            *recover = Some(Box::new(move |handles, disk| recovered.recover(handles, disk)));
+        if let Build::Stage { sink, .. } = &mut graph.borrow_mut().operators[to].build {
+            *sink = Some(asked);
         }
     }
 }

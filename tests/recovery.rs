@@ -254,6 +254,10 @@ struct BrittleWriter {
 impl Sink for Brittle {
     type Item = Update;
 
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
         self.inner.recover(handles, disk)
     }

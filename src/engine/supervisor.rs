@@ -27,9 +27,10 @@ use crate::config::{Config, Mode, Snapshots, Spill};
 use crate::coordinator::{Action, Coordinator};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
-use crate::graph::{Build, Graph, LOG_SUFFIX};
+use crate::graph::{Build, Graph, LOG_SUFFIX, OperatorIndex};
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::inbox;
+use crate::operator::sink::NOBODY;
 use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
 use crate::spill::remove_leftovers;
@@ -111,6 +112,8 @@ pub struct Supervisor<'g> {
     proven_from: Option<SnapshotId>,
     started_ns: u64,
     report: Report,
+    /// What sinks hold for this run, by operator.
+    claims: BTreeMap<OperatorIndex, Option<DiskLock>>,
 }
 
 /// What the state of this graph is of use for.
@@ -123,6 +126,7 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     for operator in &graph.operators {
         let detail = match &operator.build {
             Build::Source { identity, .. } => identity(&context)?,
+            Build::Stage { sink: Some(sink), .. } => sink.identity(),
             Build::Stage { .. } => String::new(),
         };
         lines.push(format!("operator '{}': {} {detail}", operator.name, operator.kind));
@@ -222,6 +226,7 @@ impl<'g> Supervisor<'g> {
             proven_from: None,
             started_ns: clock::now_ns(),
             report,
+            claims: BTreeMap::new(),
         };
         if supervisor.newest.as_ref().is_some_and(|newest| newest.last) {
             let entries = supervisor.load()?;
@@ -388,16 +393,31 @@ impl<'g> Supervisor<'g> {
         store.load(newest)
     }
 
-    fn recover_sinks(&self, entries: Option<&[StateEntry]>) -> Result<()> {
-        for operator in &self.graph.operators {
-            let Build::Stage { recover: Some(recover), .. } = &operator.build else { continue };
+    fn recover_sinks(&mut self, entries: Option<&[StateEntry]>) -> Result<()> {
+        for (index, operator) in self.graph.operators.iter().enumerate() {
+            let Build::Stage { sink: Some(sink), .. } = &operator.build else { continue };
             let handles = entries.map(|entries| {
                 let mine = entries.iter().filter(|entry| entry.operator == operator.name);
                 mine.map(|entry| entry.bytes.clone()).collect::<Vec<_>>()
             });
-            recover(handles.as_deref(), &*self.disk)?;
+            if !self.claims.contains_key(&index) {
+                let owner = self.owner_of(&operator.name);
+                let claim = sink.claim(&owner, handles.as_deref(), &*self.disk)?;
+                self.claims.insert(index, claim);
+            }
+            sink.recover(handles.as_deref(), &*self.disk)?;
         }
         Ok(())
+    }
+
+    /// Whose output a sink writes: that of a job which can go on from its snapshots.
+    fn owner_of(&self, operator: &str) -> String {
+        let Some(snapshots) = &self.config.snapshots else { return NOBODY.into() };
+        let directory = std::path::absolute(&snapshots.directory);
+        let directory = directory.unwrap_or_else(|_| snapshots.directory.clone());
+        let (job, directory) = (&self.identity.name, directory.to_string_lossy());
+        format!("operator '{operator}' of job '{job}' with snapshots in {directory}")
+            .replace('\n', " ")
     }
 
     /// Gives each piece of state to the tasks that own it now.

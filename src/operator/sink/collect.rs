@@ -64,6 +64,10 @@ struct Handle {
 impl<T: Record> Sink for Collect<T> {
     type Item = T;
 
+    fn identity(&self) -> String {
+        "collect".into()
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, _disk: &dyn Disk) -> Result<()> {
         let mut shared = lock(&self.shared);
         for handle in handles.unwrap_or_default() {
