@@ -319,17 +319,17 @@ mod tests {
     use super::*;
     use crate::disk::MemoryDisk;
 
+    type Whole = fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded;
+
     const LINE: &[u8] = b"a line of sixteen\n";
 
     /// A file of `bytes` on a disk in memory, and its lines as read from it now.
-    fn file(
-        bytes: usize,
-    ) -> (Arc<MemoryDisk>, TextFile<Vec<u8>, impl Fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded>) {
+    fn file(bytes: usize) -> (Arc<MemoryDisk>, TextFile<Vec<u8>, Whole>) {
         let (disk, path) = (Arc::new(MemoryDisk::new(1)), PathBuf::from("/text"));
         let text: Vec<u8> = LINE.iter().copied().cycle().take(bytes).collect();
         disk.create_new(&path).unwrap().write_all_at(&text, 0).unwrap();
         let length = bytes as u64;
-        let decode = Arc::new(whole_line);
+        let decode: Arc<Whole> = Arc::new(whole_line);
         (disk, TextFile { path, length, decode, record: PhantomData })
     }
 
