@@ -181,8 +181,10 @@ pub fn run(
     loop {
         match supervisor.turn(clock::now_ns(), notice) {
             Turn::Start(workers) => pool.run(workers),
-            Turn::Wait { until_ns } => {
-                pool.wake();
+            Turn::Wait { until_ns, told } => {
+                if told {
+                    pool.wake();
+                }
                 let now_ns = clock::now_ns();
                 let wait = until_ns.map_or(SUPERVISOR_WAIT, |until_ns| {
                     Duration::from_nanos(until_ns.saturating_sub(now_ns)).min(SUPERVISOR_WAIT)

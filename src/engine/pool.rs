@@ -85,7 +85,7 @@ impl Pool {
         }
     }
 
-    /// Wakes every worker that parks: there may be commands.
+    /// Wakes every worker that parks: there are commands.
     pub fn wake(&self) {
         made_work();
         self.signals.iter().for_each(Signal::wake);
