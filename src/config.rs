@@ -116,8 +116,8 @@ impl Default for Restarts {
 pub struct Config {
     /// Workers, each pinned to a core; also the default parallelism of operators.
     pub workers: usize,
-    /// Snapshots, or none: then a failure starts the job from the beginning, and only when
-    /// nothing has been published yet.
+    /// Snapshots, or none: then the first failure ends the job, since what it has published by then
+    /// cannot be taken back.
     pub snapshots: Option<Snapshots>,
     /// Slots of each ring between two tasks, a power of two.
     pub ring_slots: usize,

@@ -84,7 +84,8 @@ pub struct Report {
     pub restarts: u32,
     /// Items of input (lines, indices) read in this run, those read again after a restart included.
     pub records: u64,
-    /// From the start of the first task to the last commit.
+    /// From the opened snapshot directory to the last worker's end: restoring, restarts and their
+    /// pauses and the last commit are part of it.
     pub elapsed: Duration,
     /// How well the asked snapshot interval was kept.
     pub cadence: Cadence,
