@@ -24,6 +24,8 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 pub const SNAPSHOTS_PENDING_MAX: usize = 2;
 /// Bytes of captured state a worker writes out between two rounds of its tasks.
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
+/// How soon a worker that waits for the disk looks again, ns.
+pub const DISK_POLL_NS: u64 = 50_000;
 /// Longest line a text source accepts, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Output a console sink may hold back until its snapshot is complete, in bytes.
@@ -172,8 +174,8 @@ impl Default for Restarts {
 pub struct Config {
     /// Workers, each pinned to a core; also the default parallelism of operators.
     pub workers: usize,
-    /// Snapshots, or none: then a failure starts the job from the beginning, and only when
-    /// nothing has been published yet.
+    /// Snapshots, or none: then the first failure ends the job, since what it has published by then
+    /// cannot be taken back.
     pub snapshots: Option<Snapshots>,
     /// Slots of each ring between two tasks, a power of two.
     pub ring_slots: usize,

@@ -262,7 +262,8 @@ impl<T: Record> Stream<T> {
     }
 
     /// What `expand(record, out)` pushes for each record: for expansions that borrow from the
-    /// record. What one record expands to is held in memory.
+    /// record. All that one record expands to is held in memory, with up to a batch
+    /// ([`BATCH_RECORDS`]) of what those before it expanded to.
     pub fn flat_map_into<O: Record>(
         self,
         name: &str,
@@ -516,7 +517,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
     }
 
     /// User code with one value of state per key: `apply(record, state, out)` pushes any number of
-    /// records. What one record leads to is held in memory.
+    /// records. What up to 128 records lead to is held in memory.
     pub fn process<V: Data, O: Record>(
         self,
         name: &str,

@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use hdrhistogram::Histogram;
 
 use crate::clock;
-use crate::config::SNAPSHOTS_PENDING_MAX;
+use crate::config::{DISK_POLL_NS, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::{Attempt, SnapshotId, WorkerId};
@@ -27,9 +27,6 @@ use crate::inbox;
 use crate::state::Drained;
 use crate::store::{PartRef, PartWriter};
 use crate::task::{Progress, Task};
-
-/// How soon a worker that waits for the disk looks again, ns.
-const DISK_POLL_NS: u64 = 50_000;
 
 /// What the supervisor tells a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,21 +35,19 @@ use std::time::{Duration, SystemTime};
 
 use common::run::{Run, Told, config, lines, visible};
 use rkyv::{Archive, Deserialize, Serialize};
-use tidegate::align::InputKind;
-use tidegate::channel::{Consumer, channel};
-use tidegate::config::{Config, INPUT_RECORDS_MAX, Mode};
+use tidegate::channel::channel;
+use tidegate::config::{Config, INPUT_RECORDS_MAX};
 use tidegate::disk::{Faults, MemoryDisk};
 use tidegate::engine::End;
 use tidegate::error::{Error, Result};
 use tidegate::graph::Graph;
 use tidegate::id::{SnapshotId, StateSlot};
-use tidegate::inbox::{Inbox, Input, Log, Pulled, Setting};
+use tidegate::inbox::{Inbox, Pulled};
 use tidegate::operator::sink::{Collect, Collected, Files, Roll};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::operator::split::Side;
 use tidegate::operator::{Flow, Output, Part, Stage, Trace, Visitor};
 use tidegate::record::{Batch, Control};
-use tidegate::spill::{Backlog, Limits};
 use tidegate::state::{Drained, OperatorState, StateWriter};
 use tidegate::stream::{Job, Stream};
 use tidegate::task::{Head, Progress, Task};
@@ -155,35 +153,11 @@ fn keep() -> (Keep, Arc<Mutex<Vec<u64>>>) {
     (Keep { kept: kept.clone() }, kept)
 }
 
-/// An inbox of an acyclic graph.
-fn inbox(rings: Vec<Consumer<u64>>) -> Inbox<u64> {
-    let limits = Limits { memory_bytes: 1 << 20, disk_bytes: 0 };
-    let log = Log::new((0, 1), rings.iter().map(|_| None).collect());
-    let input = |ring| Input {
-        ring,
-        kind: InputKind::Regular,
-        inside: false,
-        backlog: Backlog::new(limits, None),
-        unlogged: false,
-    };
-    let inputs = rings.into_iter().map(input).collect();
-    let setting = Setting {
-        operator: "keep".into(),
-        captured: SnapshotId(0),
-        flight: None,
-        mode: Mode::Abs,
-        spill: false,
-        loop_limit: String::new(),
-        loop_bytes_max: 0,
-    };
-    Inbox::new(inputs, log, setting)
-}
-
 #[test]
 fn trap_05_a_batch_ends_at_the_barrier_and_nothing_behind_it_is_touched() {
     let (mut sender, receiver) = channel::<u64>(16);
     let (mut stage, kept) = keep();
-    let mut inbox = inbox(vec![receiver]);
+    let mut inbox = Inbox::acyclic(vec![receiver], SnapshotId(0));
     assert!(sender.room(6) >= 6);
     (0..3).for_each(|number| sender.push(number));
     sender.control(Control::Barrier(SnapshotId(1))).expect("room for a mark");
@@ -202,7 +176,7 @@ fn trap_07_after_an_alignment_no_input_starves_and_none_floods() {
     const FLOOD: usize = 1 << 14;
     let (mut senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| channel::<u64>(FLOOD)).unzip();
     let (mut stage, kept) = keep();
-    let mut inbox = inbox(receivers);
+    let mut inbox = Inbox::acyclic(receivers, SnapshotId(0));
     // Input 0 was blocked for long and is full; the others have little.
     senders[0].control(Control::Barrier(SnapshotId(1))).expect("room for a mark");
     assert!(senders[0].room(FLOOD) >= FLOOD);

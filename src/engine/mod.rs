@@ -85,7 +85,8 @@ pub struct Report {
     pub restarts: u32,
     /// Items of input (lines, indices) read in this run, those read again after a restart included.
     pub records: u64,
-    /// From the start of the first task to the last commit.
+    /// From the opened snapshot directory to the last worker's end: restoring, restarts and their
+    /// pauses and the last commit are part of it.
     pub elapsed: Duration,
     /// How well the asked snapshot interval was kept.
     pub cadence: Cadence,
@@ -184,8 +185,10 @@ pub fn run(
     loop {
         match supervisor.turn(clock::now_ns(), notice) {
             Turn::Start(workers) => pool.run(workers),
-            Turn::Wait { until_ns } => {
-                pool.wake();
+            Turn::Wait { until_ns, told } => {
+                if told {
+                    pool.wake();
+                }
                 let now_ns = clock::now_ns();
                 let wait = until_ns.map_or(SUPERVISOR_WAIT, |until_ns| {
                     Duration::from_nanos(until_ns.saturating_sub(now_ns)).min(SUPERVISOR_WAIT)

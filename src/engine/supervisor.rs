@@ -54,10 +54,12 @@ pub enum Opened<'g> {
 pub enum Turn {
     /// Run these workers, one per thread.
     Start(Vec<Worker>),
-    /// Wake the workers and wait until this time (ns), or until an event comes.
+    /// Wait until this time (ns), or until an event comes.
     Wait {
         /// `None`: nothing is due.
         until_ns: Option<u64>,
+        /// Whether the workers were told something since the last turn: wake them first.
+        told: bool,
     },
     /// The job has ended.
     Done(Result<Box<Report>>),
@@ -101,6 +103,8 @@ pub struct Supervisor<'g> {
     phase: Phase,
     attempt: Attempt,
     commands: Vec<Sender<Command>>,
+    /// Whether a command was sent since the driver was last asked to wait.
+    told: bool,
     events: (Sender<Event>, Receiver<Event>),
     arrived: Option<Event>,
     /// Workers of this attempt that have not stopped.
@@ -205,6 +209,7 @@ impl<'g> Supervisor<'g> {
             phase: Phase::Starting,
             attempt: Attempt(0),
             commands: Vec::new(),
+            told: false,
             events: channel(),
             arrived: None,
             alive: 0,
@@ -231,7 +236,7 @@ impl<'g> Supervisor<'g> {
         match self.phase {
             Phase::Starting => return self.start(now_ns, notice),
             Phase::Pausing(until_ns) if now_ns < until_ns && !self.handle.is_stopped() => {
-                return Turn::Wait { until_ns: Some(until_ns) };
+                return self.wait_until(Some(until_ns));
             }
             Phase::Pausing(_) => {
                 return match self.reopen(notice) {
@@ -256,7 +261,14 @@ impl<'g> Supervisor<'g> {
                 phase => self.phase = phase,
             }
         }
-        Turn::Wait { until_ns: self.coordinator.wake_at_ns() }
+        // Only a running job has something due: in every other phase the coordinator is not asked,
+        // and what it had due stays past.
+        let running = matches!(self.phase, Phase::Running);
+        self.wait_until(running.then(|| self.coordinator.wake_at_ns()).flatten())
+    }
+
+    fn wait_until(&mut self, until_ns: Option<u64>) -> Turn {
+        Turn::Wait { until_ns, told: std::mem::take(&mut self.told) }
     }
 
     /// Waits for an event, at most `time`.
@@ -300,7 +312,7 @@ impl<'g> Supervisor<'g> {
         self.report.restarts += 1;
         let until_ns = now_ns + after.as_nanos() as u64;
         self.phase = Phase::Pausing(until_ns);
-        Turn::Wait { until_ns: Some(until_ns) }
+        self.wait_until(Some(until_ns))
     }
 
     fn hear(&mut self, event: Event, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) {
@@ -336,7 +348,8 @@ impl<'g> Supervisor<'g> {
         }
     }
 
-    fn tell(&self, command: Command) {
+    fn tell(&mut self, command: Command) {
+        self.told = true;
         // A worker that has stopped does not listen any more; its event says so.
         self.commands.iter().for_each(|commands| _ = commands.send(command));
     }

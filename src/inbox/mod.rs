@@ -44,7 +44,7 @@ use crate::flight::Flight;
 use crate::id::SnapshotId;
 use crate::operator::{Flow, Stage};
 use crate::record::{Batch, Control, Record};
-use crate::spill::{Backlog, Front, Spilled};
+use crate::spill::{Backlog, Front, Limits, Spilled};
 
 /// What a pull found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,28 @@ impl<T: Record> Inbox<T> {
             unsettled: 0,
             ending: false,
         }
+    }
+
+    /// Reads `rings` of a graph without loops, and sets nothing aside.
+    #[must_use]
+    pub fn acyclic(rings: Vec<Consumer<T>>, captured: SnapshotId) -> Self {
+        let log = Log::new((0, 1), rings.iter().map(|_| None).collect());
+        let (kind, inside, unlogged) = (InputKind::Regular, false, false);
+        let limits = Limits { memory_bytes: 0, disk_bytes: 0 };
+        let input = |ring| {
+            let backlog = Backlog::new(limits, None);
+            Input { ring, kind, inside, backlog, unlogged }
+        };
+        let setting = Setting {
+            operator: String::new(),
+            captured,
+            flight: None,
+            mode: Mode::Abs,
+            spill: false,
+            loop_limit: String::new(),
+            loop_bytes_max: 0,
+        };
+        Self::new(rings.into_iter().map(input).collect(), log, setting)
     }
 
     /// The log, as a part of the task's state.

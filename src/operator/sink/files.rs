@@ -292,18 +292,20 @@ impl<F> FilesWriter<F> {
 
 impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
     fn write(&mut self, records: &mut Batch<'_, T>) -> Result<Flow> {
-        while !records.is_empty() {
+        loop {
             if self.buffer.len() >= WRITE_BYTES {
                 self.turn()?;
                 if self.writing.len() >= WRITES_MAX || !self.submit_buffer()? {
                     return Ok(Flow::Full);
                 }
             }
+            if records.is_empty() {
+                return Ok(Flow::Done);
+            }
             for record in records.drain(256) {
                 (self.format)(&record, &mut self.buffer);
             }
         }
-        Ok(Flow::Done)
     }
 
     fn ended(&mut self) {

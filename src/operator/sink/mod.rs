@@ -91,6 +91,7 @@ pub trait Sink: Send + Sync + 'static {
 /// Writes the results of one task.
 pub trait Writer<T>: Send {
     /// Takes records until the batch is empty, or `Full` while earlier output is on its way out.
+    /// After `Full` it is called again, with an empty batch or with what it has left, until `Done`.
     ///
     /// # Errors
     /// The output failed.
@@ -234,11 +235,15 @@ impl<T: Record> SinkStage<T> {
 impl<T: Record> Stage<T> for SinkStage<T> {
     fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
         self.probe.enter();
-        self.writer.write(input)
+        let flow = self.writer.write(input)?;
+        if flow == Flow::Full {
+            self.probe.held_back();
+        }
+        Ok(flow)
     }
 
     fn flush(&mut self) -> Result<Flow> {
-        Ok(Flow::Done)
+        self.process(&mut Batch::empty())
     }
 
     fn finish(&mut self) -> Result<Flow> {
@@ -307,7 +312,63 @@ fn bad_handle(sink: &str, reason: impl ToString) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::channel::channel;
+    use crate::config::DISK_POLL_NS;
+    use crate::inbox::Inbox;
+    use crate::operator::Trace;
+    use crate::task::{InboxHead, Progress, Task};
+
+    /// Takes as many records as it is allowed to.
+    struct Slow(Arc<AtomicUsize>);
+
+    impl Writer<u64> for Slow {
+        fn write(&mut self, records: &mut Batch<'_, u64>) -> Result<Flow> {
+            let allowed = self.0.load(Ordering::Relaxed);
+            self.0.fetch_sub(records.drain(allowed).count(), Ordering::Relaxed);
+            Ok(if self.0.load(Ordering::Relaxed) == 0 { Flow::Full } else { Flow::Done })
+        }
+
+        fn prepare(&mut self, _snapshot: SnapshotId) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+
+        fn commit(&mut self, _snapshot: SnapshotId, _last: bool) -> Result<()> {
+            Ok(())
+        }
+
+        fn commit_all(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// At the head of its task such a sink went from full to running and back, "working" each time,
+    /// and its worker span and woke its neighbours; behind a stage the worker parked, and looked for
+    /// the disk when the park was over.
+    #[test]
+    fn a_task_whose_sink_waits_for_the_disk_looks_again_in_time_and_does_not_spin() {
+        let (allowed, trace) = (Arc::new(AtomicUsize::new(2)), Arc::new(Trace::default()));
+        let probe = Probe::new(trace.clone(), 0);
+        let writer = Box::new(Slow(allowed.clone()));
+        let stage = SinkStage::new("out".into(), ("slow".into(), 0), writer, probe);
+        let (mut sender, receiver) = channel::<u64>(8);
+        let inbox = Inbox::acyclic(vec![receiver], SnapshotId(0));
+        let head = InboxHead { inbox, stage: Box::new(stage), log: "out#log".into() };
+        let mut task = Task::new(Box::new(head), 0, Arc::from(["out".to_string()]), trace);
+        assert!(sender.room(5) >= 5);
+        (0..5).for_each(|number| sender.push(number));
+        sender.publish();
+        assert_eq!(task.step(0).unwrap(), Progress::Worked, "it takes two");
+        for now_ns in [1, 2] {
+            assert_eq!(task.step(now_ns).unwrap(), Progress::Until(now_ns + DISK_POLL_NS));
+        }
+        allowed.store(9, Ordering::Relaxed);
+        (3..5).for_each(|now_ns| assert_eq!(task.step(now_ns).unwrap(), Progress::Worked));
+        assert_eq!(task.step(5).unwrap(), Progress::Idle);
+        assert_eq!(allowed.load(Ordering::Relaxed), 6, "and the other three");
+    }
 
     #[test]
     fn a_handle_is_only_given_to_the_kind_of_sink_that_made_it() {
