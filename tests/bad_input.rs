@@ -46,7 +46,24 @@ fn an_empty_input_is_named() {
 fn a_directory_as_input_is_named() {
     let place = Place::with_text("");
     let path = place.path("").display().to_string();
-    place.count(&["--input", "@"]).refused(1, &[&path, "is a directory"]);
+    place.count(&["--input", "@"]).refused(1, &[&path, "is a directory", "name a text file"]);
+}
+
+/// Opening a pipe waited for someone to write into it, for ever and before signals were heeded.
+#[test]
+fn an_input_that_is_no_regular_file_is_named_and_not_waited_for() {
+    let place = Place::with_text("");
+    rustix::fs::mkfifoat(rustix::fs::CWD, place.path("pipe"), rustix::fs::Mode::RWXU)
+        .expect("a pipe");
+    let _socket = std::os::unix::net::UnixListener::bind(place.path("socket")).expect("a socket");
+    for (input, is) in [
+        ("@pipe", "a pipe, which"),
+        ("@socket", "a socket, which"),
+        ("/dev/zero", "a device, which"),
+    ] {
+        let name = input.trim_start_matches('@');
+        place.count(&["--input", input]).refused(1, &[name, is, "name a text file"]);
+    }
 }
 
 #[test]

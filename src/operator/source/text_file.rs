@@ -4,7 +4,9 @@
 //! its first byte lies in. Reads go through the disk queue, one chunk ahead of the lines.
 
 use std::collections::VecDeque;
+use std::fs::{self, FileType};
 use std::marker::PhantomData;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,17 +47,27 @@ impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
     pub fn open(path: impl AsRef<Path>, disk: &dyn Disk) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let refuse = |reason: String| Error::Input { name: path.display().to_string(), reason };
-        if path.is_dir() {
-            return Err(refuse("it is a directory; name a text file".into()));
+        // Before it is opened: that would wait for whoever writes into a pipe.
+        if let Some(what) = fs::metadata(&path).ok().and_then(|found| special(found.file_type())) {
+            return Err(refuse(format!("it is {what}; name a text file")));
         }
         disk.open_read(&path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
         let length = disk.len(&path).map_err(|error| refuse(format!("no length: {error}")))?;
         if length == 0 {
-            return Err(refuse(
-                "it is empty (or not a regular file); there is nothing to do".into(),
-            ));
+            return Err(refuse("it is empty; there is nothing to do".into()));
         }
         Ok(Self { path, length, decode: Arc::new(whole_line), record: PhantomData })
+    }
+}
+
+/// What it is, if not a regular file, which alone can be read again from any place.
+fn special(kind: FileType) -> Option<&'static str> {
+    match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_fifo() => Some("a pipe, which cannot be read twice"),
+        () if kind.is_socket() => Some("a socket, which cannot be read twice"),
+        () => Some("a device, which cannot be read twice"),
     }
 }
 
@@ -160,8 +172,8 @@ struct RangeReader<D> {
     split_end: u64,
     /// Where the next chunk to be asked for begins.
     next_read: u64,
-    /// Chunks asked for, oldest first; `Some` once they are there.
-    done: VecDeque<(crate::disk::Ticket, Option<Vec<u8>>)>,
+    /// Chunks asked for and how long they are, oldest first; `Some` once they are there.
+    done: VecDeque<(crate::disk::Ticket, usize, Option<Vec<u8>>)>,
     completions: Vec<crate::disk::Completion>,
     /// Where the first line of `lines` began.
     base: u64,
@@ -193,7 +205,7 @@ impl<D> RangeReader<D> {
                 buffer: vec![0; length],
             };
             let Ok(ticket) = self.queue.submit(read) else { break };
-            self.done.push_back((ticket, None));
+            self.done.push_back((ticket, length, None));
             self.next_read += length as u64;
         }
         self.queue.poll(&mut self.completions);
@@ -201,11 +213,17 @@ impl<D> RangeReader<D> {
             let count = completion
                 .result
                 .map_err(|error| self.failed(format!("cannot be read: {error}")))?;
-            let place = self.done.iter_mut().find(|(ticket, _)| *ticket == completion.ticket);
-            let (_, chunk) = place.expect("a completion answers a read");
-            let mut buffer = completion.buffer;
-            buffer.truncate(count);
-            *chunk = Some(buffer);
+            let place = self.done.iter_mut().find(|(ticket, ..)| *ticket == completion.ticket);
+            let (_, length, chunk) = place.expect("a completion answers a read");
+            // Chunks end where the file ended when the job began, so each must be whole.
+            if count < *length {
+                return Err(self.failed(format!(
+                    "it ended before byte {}, where it ended when the job began; was it cut short \
+                     while the job ran? Put it back as it was and run the same command again",
+                    self.file_end
+                )));
+            }
+            *chunk = Some(completion.buffer);
         }
         Ok(())
     }
@@ -213,14 +231,8 @@ impl<D> RangeReader<D> {
     /// Gives the splitter its next chunk. False if it is not there yet.
     fn next_chunk(&mut self) -> Result<bool> {
         self.turn()?;
-        let Some((_, chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
+        let Some((.., chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
         let chunk = chunk.take().expect("matched above");
-        if chunk.is_empty() {
-            return Err(self.failed(format!(
-                "it ended before byte {}; was it cut short while the job ran?",
-                self.file_end
-            )));
-        }
         self.done.pop_front();
         self.lines.put(chunk);
         Ok(true)
@@ -248,6 +260,7 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
                     if !skip {
                         taken +=
                             usize::from(self.lines.last_line(|line| decode(line, out)).is_some());
+                        assert_eq!(self.position(), self.file_end, "a split ended too early");
                     }
                     return Ok((Read::End, taken));
                 }
@@ -263,5 +276,55 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
 
     fn offset(&self) -> u64 {
         self.position()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+
+    const LINE: &[u8] = b"a line of sixteen\n";
+
+    /// A file of `bytes` on a disk in memory, and its lines as read from it now.
+    fn file(bytes: usize) -> (Arc<MemoryDisk>, impl Source<Item = Vec<u8>>) {
+        let (disk, path) = (Arc::new(MemoryDisk::new(1)), PathBuf::from("/text"));
+        let text: Vec<u8> = LINE.iter().copied().cycle().take(bytes).collect();
+        disk.create_new(&path).unwrap().write_all_at(&text, 0).unwrap();
+        let length = bytes as u64;
+        let (decode, record) = (Arc::new(whole_line), PhantomData);
+        (disk, TextFile { path, length, decode, record })
+    }
+
+    fn read_all(reader: &mut dyn Reader<Vec<u8>>) -> Result<usize> {
+        let (mut lines, mut out) = (0, Vec::new());
+        loop {
+            let (read, taken) = reader.read(usize::MAX, &mut out)?;
+            lines += taken;
+            out.clear();
+            if read == Read::End {
+                return Ok(lines);
+            }
+        }
+    }
+
+    /// The last chunk of a file that was cut meanwhile came back short, and the split ended there as
+    /// if that were the end of the file: a wrong result with no word about it.
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_is_an_error_wherever_it_is_cut() {
+        let bytes = 3 * LINE.len() * 1000;
+        for cut in [0, 1, 18, 18 * 1000, 18 * 1000 + 7, bytes - 18, bytes - 1, bytes] {
+            let (disk, file) = file(bytes);
+            let context = ReaderContext { disk: disk.clone() };
+            let mut reader = file.reader(0, None, &context).unwrap();
+            disk.open(Path::new("/text")).unwrap().set_len(cut as u64).unwrap();
+            match read_all(&mut *reader) {
+                Ok(lines) => assert_eq!((cut, lines), (bytes, 3000)),
+                Err(error) => {
+                    assert!(cut < bytes, "{error}");
+                    assert!(error.to_string().contains("cut short"), "{cut}: {error}");
+                }
+            }
+        }
     }
 }
