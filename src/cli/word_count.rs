@@ -63,9 +63,16 @@ enum EmitName {
     Updates,
 }
 
+/// Above any machine.
+const RATE_MAX: f64 = 1e9;
+
 fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0);
-    rate.ok_or_else(|| "give a number of lines per second, 0 or more".into())
+    let rate = text.parse().ok().filter(|rate: &f64| (0.0..=RATE_MAX).contains(rate));
+    rate.ok_or_else(|| {
+        format!(
+            "give a number of lines per second from 0 to {RATE_MAX}; for full speed leave it out"
+        )
+    })
 }
 
 /// Arguments that fit together.
