@@ -16,11 +16,15 @@ use std::ptr::NonNull;
 use rkyv::Archive;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
-use rkyv::rancor;
 use rkyv::ser::allocator::ArenaHandle;
 use rkyv::util::AlignedVec;
 
 use crate::id::SnapshotId;
+
+/// The errors of rkyv with their reasons: its default error drops them in release builds.
+mod rancor {
+    pub use rkyv::rancor::BoxedError as Error;
+}
 
 /// Data that can be written as rkyv bytes, checked, and read back.
 ///

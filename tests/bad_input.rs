@@ -120,8 +120,10 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     let place = Place::with_text("a");
     place.count(&["--json"]).refused(2, &["--json", "--output DIR"]);
     place.count(&["--output", "@d", "--snapshots", "@d"]).refused(2, &["--output and --snapshots"]);
-    place.count(&["--rate", "-1"]).refused(2, &["--rate"]);
-    place.count(&["--rate", "NaN"]).refused(2, &["--rate"]);
+    for rate in ["-1", "NaN", "inf", "1e300", "x"] {
+        let needles = ["--rate", rate, "from 0 to 1000000000", "leave it out"];
+        place.count(&["--rate", rate]).refused(2, &needles);
+    }
     place.count(&["--limit", "x"]).refused(2, &["--limit"]);
     place.count(&["--emit", "all"]).refused(2, &["--emit", "final"]);
     tidegate(&["bench", "paper", "--keys", "0"]).refused(2, &["--keys"]);

@@ -67,10 +67,15 @@ impl From<EmitName> for Emit {
     }
 }
 
+/// Above any machine.
+const RATE_MAX: f64 = 1e9;
+
 /// Parses `--rate`.
 pub fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0);
-    rate.ok_or_else(|| "give a number per second, 0 or more".into())
+    let rate = text.parse().ok().filter(|rate: &f64| (0.0..=RATE_MAX).contains(rate));
+    rate.ok_or_else(|| {
+        format!("give a number per second from 0 to {RATE_MAX}; for full speed leave it out")
+    })
 }
 
 impl Results {

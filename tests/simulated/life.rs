@@ -319,6 +319,8 @@ impl World {
             | Incident::Panic(_)
             | Incident::Stop(_) => false,
         };
+        // A timeout of 5 ms may be too short for a last snapshot through a loop in rings of one slot.
+        let excused = excused || error.contains("the last snapshot failed");
         if excused { Ok(Death::Gone) } else { Err(format!("it failed for no reason: {error}")) }
     }
 

@@ -122,7 +122,7 @@ impl<T: Record> Writer<T> for CollectWriter<T> {
         let mut prepared = Vec::new();
         for (snapshot, records) in &self.prepared {
             let archives = records.iter().map(|record| Ok(record.to_archive()?.to_vec()));
-            let archives: Result<_, rkyv::rancor::Error> = archives.collect();
+            let archives: Result<_, rkyv::rancor::BoxedError> = archives.collect();
             prepared.push((snapshot.0, archives.map_err(|e| bad_handle("collect", e))?));
         }
         let handle = Handle { subtask: self.subtask as u64, prepared };

@@ -370,6 +370,14 @@ mod tests {
         assert_eq!(allowed.load(Ordering::Relaxed), 6, "and the other three");
     }
 
+    /// In release builds the default error of rkyv says only that there was one.
+    #[test]
+    fn what_is_wrong_with_an_archive_is_said_in_every_build() {
+        use crate::record::Data as _;
+        let error: rkyv::rancor::BoxedError = Vec::<u64>::from_archive(&[1]).unwrap_err();
+        assert!(error.to_string().contains("range"), "{error}");
+    }
+
     #[test]
     fn a_handle_is_only_given_to_the_kind_of_sink_that_made_it() {
         let disk = crate::disk::MemoryDisk::new(1);
