@@ -1,6 +1,7 @@
 //! Bad input: for each, one clear message that names the thing and the way out, and an exit code.
 
 mod common;
+#[allow(dead_code, reason = "this file uses a part of it")]
 #[path = "common/command.rs"]
 mod command;
 
