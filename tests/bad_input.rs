@@ -4,11 +4,37 @@ mod common;
 #[path = "common/command.rs"]
 mod command;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use command::{Place, Ran, assert_final, assert_updates, contents, start, tidegate, until};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tidegate::clock;
+
+/// Starts the program below a limit of the shell's, as `ulimit` takes it: "-n 16".
+fn start_within<S: AsRef<OsStr>>(limit: &str, arguments: &[S]) -> Child {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
+    shell.arg(env!("CARGO_BIN_EXE_tidegate")).args(arguments).env_remove("RUST_BACKTRACE");
+    let shell = shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell.spawn().expect("a shell starts")
+}
+
+/// Waits for the end of a process that may hang: then it is killed, and that is a failure.
+#[track_caller]
+fn ended(mut child: Child) -> Ran {
+    let started_ns = clock::now_ns();
+    while child.try_wait().expect("a child can be waited for").is_none() {
+        if clock::now_ns() - started_ns > 60_000_000_000 {
+            child.kill().expect("a child of ours");
+            panic!("it hangs");
+        }
+        std::thread::yield_now();
+    }
+    Ran::after(child)
+}
 
 /// Changes one byte in the middle of a file.
 fn flip(path: &Path) {
@@ -203,7 +229,7 @@ fn snapshots_that_are_all_damaged_are_an_error_and_nothing_is_lost() {
 fn a_full_standard_output_fails_the_job() {
     let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else { return };
     let place = Place::new(50);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
     let output = command.args(place.arguments(&[])).stdout(full).output().expect("a process");
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -215,4 +241,43 @@ fn a_snapshot_directory_that_is_not_there_is_named_by_who_looks_at_it() {
     for action in ["list", "show", "verify"] {
         tidegate(&["snapshot", action, "/nowhere/at/all"]).refused(1, &["/nowhere/at/all"]);
     }
+}
+
+/// glommio's executors did not come up, each on its thread after it had been started; the workers
+/// handed to them were never stepped, and the job waited for ever.
+#[test]
+fn a_memlock_limit_too_low_for_glommio_falls_back_to_plain_threads_and_says_why() {
+    let place = Place::new(50);
+    let limited = |more: &[&str]| ended(start_within("-l 64", &place.arguments(more)));
+    let ran = limited(&["--snapshots", "@s", "--output", "@out"]).succeeded();
+    for needle in ["plain threads", "64 KiB (RLIMIT_MEMLOCK)", "ulimit -l"] {
+        assert!(ran.stderr.contains(needle), "no '{needle}' in: {}", ran.stderr);
+    }
+    assert_final(&place.committed("out"), &place.text);
+    let needles = ["driver is glommio", "64 KiB (RLIMIT_MEMLOCK)", "ulimit -l", "threads"];
+    limited(&["--driver", "glommio", "--snapshots", "@t"]).refused(2, &needles);
+    assert!(!place.path("t").exists(), "nothing is made for a command that was refused");
+    let doctor = ended(start_within("-l 64", &["doctor"]));
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("glommio starts none"));
+}
+
+/// Without a descriptor left the program panicked ("a thread takes workers until the pool is gone"),
+/// or hung, by where exactly it ran out.
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_named() {
+    let place = Place::new(50);
+    let mut refusals = 0;
+    for files in 6..32 {
+        let (s, o) = (format!("@s{files}"), format!("@o{files}"));
+        let more = ["--parallelism", "2", "--snapshots", &s, "--output", &o];
+        let ran = ended(start_within(&format!("-n {files}"), &place.arguments(&more)));
+        if ran.code == Some(0) {
+            assert_final(&place.committed(&o[1..]), &place.text);
+            continue;
+        }
+        let limit = format!("limit of {files} (RLIMIT_NOFILE)");
+        ran.refused(1, &["open files", &limit, "ulimit -n"]);
+        refusals += 1;
+    }
+    assert!(refusals > 3, "{refusals} limits were too low");
 }

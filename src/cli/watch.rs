@@ -98,7 +98,7 @@ impl Watch {
     fn hear(&mut self, notice: &Notice<'_>) {
         match notice {
             Notice::Fallback(reason) => self.say(&format!(
-                "warning: io_uring cannot be used ({reason}); running on plain threads; see `tidegate doctor`"
+                "warning: running on plain threads, not under glommio: {reason}; see `tidegate doctor`"
             )),
             Notice::Warning(warning) => self.say(&format!("warning: {warning}")),
             Notice::Restored(snapshot) => self.say(&format!("going on from snapshot {snapshot}")),

@@ -14,7 +14,7 @@
 //! - Sinks recover before writers exist; state is restored before a record is read.
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -97,7 +97,7 @@ pub struct Supervisor<'g> {
     events: (Sender<Event>, Receiver<Event>),
     arrived: Option<Event>,
     /// Workers of this attempt that have not stopped.
-    alive: usize,
+    alive: BTreeSet<WorkerId>,
     failures: u32,
     /// Snapshots from this one on are triggered after this attempt's workers were told to commit an
     /// earlier one: if one of them completes, they could.
@@ -192,7 +192,7 @@ impl<'g> Supervisor<'g> {
             commands: Vec::new(),
             events: channel(),
             arrived: None,
-            alive: 0,
+            alive: BTreeSet::new(),
             failures: 0,
             proven_from: None,
             started_ns: clock::now_ns(),
@@ -233,7 +233,7 @@ impl<'g> Supervisor<'g> {
             Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
         }
         notice(Notice::Tick);
-        if self.alive == 0 {
+        if self.alive.is_empty() {
             match std::mem::replace(&mut self.phase, Phase::Over) {
                 Phase::Ending(end) => return Turn::Done(Ok(self.reported(end))),
                 Phase::Stopping(error) => return self.pause_or_fail(error, now_ns, notice),
@@ -251,7 +251,7 @@ impl<'g> Supervisor<'g> {
     fn start(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Turn {
         match self.workers(now_ns, notice) {
             Ok(workers) => {
-                self.alive = workers.len();
+                self.alive = workers.iter().map(Worker::id).collect();
                 self.phase = Phase::Running;
                 Turn::Start(workers)
             }
@@ -386,16 +386,12 @@ impl<'g> Supervisor<'g> {
                 self.coordinator.task_finished(attempt, now_ns);
                 Vec::new()
             }
-            Event::Failed(_, attempt, error) if attempt == self.attempt => {
-                self.alive -= 1;
-                if !matches!(self.phase, Phase::Stopping(_)) {
-                    self.tell(Command::Stop);
-                    self.phase = Phase::Stopping(error);
-                }
+            Event::Failed(worker, attempt, error) if attempt == self.attempt => {
+                self.failed(worker, error);
                 Vec::new()
             }
-            Event::Stopped(_, attempt, measured) if attempt == self.attempt => {
-                self.alive -= 1;
+            Event::Stopped(worker, attempt, measured) if attempt == self.attempt => {
+                self.alive.remove(&worker);
                 _ = self.report.capture_ns.add(&measured.capture_ns);
                 Vec::new()
             }
@@ -403,6 +399,22 @@ impl<'g> Supervisor<'g> {
         };
         if matches!(self.phase, Phase::Running) {
             self.act(actions, now_ns, notice);
+        }
+    }
+
+    /// The thread of `worker` has ended. Unless the worker had stopped before, the job fails:
+    /// nothing else would ever be heard of it.
+    pub fn lost(&mut self, worker: WorkerId, error: Error) {
+        if self.alive.contains(&worker) {
+            self.failed(worker, error);
+        }
+    }
+
+    fn failed(&mut self, worker: WorkerId, error: Error) {
+        self.alive.remove(&worker);
+        if !matches!(self.phase, Phase::Stopping(_)) {
+            self.tell(Command::Stop);
+            self.phase = Phase::Stopping(error);
         }
     }
 
@@ -526,5 +538,34 @@ impl<'g> Supervisor<'g> {
         report.elapsed = Duration::from_nanos(clock::now_ns() - self.started_ns);
         report.cadence = self.coordinator.cadence();
         Box::new(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::operator::sink::Collect;
+    use crate::operator::source::Items;
+    use crate::stream::Job;
+
+    /// The executor of a worker died, and the job waited for its worker for ever.
+    #[test]
+    fn a_worker_whose_thread_has_ended_fails_the_job() {
+        let job = Job::new("lost");
+        let (sink, _results) = Collect::new();
+        job.source("numbers", Items::new("numbers", || 0..9_u64)).sink("out", sink);
+        let graph = job.build().expect("a job");
+        let (config, handle) = (Config::workers(1), Handle::default());
+        let disk = Arc::new(MemoryDisk::new(1));
+        let opened = Supervisor::open(&graph, &config, disk, handle, &mut |_| {});
+        let Ok(Opened::Ready(mut supervisor)) = opened else { panic!("a new job is ready") };
+        let Turn::Start(workers) = supervisor.turn(0, &mut |_| {}) else { panic!("no workers") };
+        drop(workers);
+        let error = || Error::WorkerLost { worker: 0, reason: "as asked".into() };
+        supervisor.lost(WorkerId(0), error());
+        supervisor.lost(WorkerId(0), error());
+        let Turn::Done(Err(found)) = supervisor.turn(1, &mut |_| {}) else { panic!("it goes on") };
+        assert_eq!(found.to_string(), error().to_string());
     }
 }

@@ -97,7 +97,7 @@ pub(super) fn refused(
             let free = free.map_or(String::new(), |bytes| format!("{bytes} bytes are free; "));
             format!("{free}make room, keep fewer snapshots, or name another snapshot directory")
         }
-        _ => return Error::Io { action, path, source },
+        _ => return Error::io(action, path)(source),
     };
     let source = io::Error::new(source.kind(), format!("{source}; {remedy}"));
     Error::Io { action, path, source }
