@@ -57,6 +57,14 @@ pub enum Error {
         /// What is wrong with it and how to mend it.
         reason: String,
     },
+    /// A snapshot directory that must not be used as it is.
+    #[error("snapshot directory {}: {reason}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it and how to mend it.
+        reason: String,
+    },
     /// Another process runs on this snapshot directory. Stop it or use another directory.
     #[error("snapshot directory {} is in use by a running process{}; stop it, or use another directory",
         path.display(), pid.map_or(String::new(), |pid| format!(" (pid {pid})")))]
@@ -222,6 +230,7 @@ impl Error {
             | Self::Config { .. }
             | Self::Output { .. }
             | Self::Input { .. }
+            | Self::Directory { .. }
             | Self::Locked { .. }
             | Self::OtherJob { .. }
             | Self::Newer { .. }

@@ -167,7 +167,8 @@ fn a_directory_of_other_files_is_no_snapshot_directory() {
     fs::create_dir(place.path("s")).expect("a directory");
     fs::write(place.path("s").join("thesis.tex"), "keep").expect("a file");
     let path = place.path("s").display().to_string();
-    place.count(&["--snapshots", "@s"]).refused(1, &[&path, "'thesis.tex'", "empty directory"]);
+    let named = format!("snapshot directory {path}: it holds 'thesis.tex'");
+    place.count(&["--snapshots", "@s"]).refused(1, &[&named, "empty directory"]);
     assert_eq!(contents(&place.path("s")).len(), 1);
     place.count(&["--snapshots", "@text"]).refused(1, &["text", "not a directory"]);
 }

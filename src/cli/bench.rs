@@ -209,5 +209,5 @@ fn refuse_used(directory: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let reason = "it is not empty, and a measurement begins anew; name a new directory".into();
-    Err(Failure::Engine(Error::Output { path: directory.to_path_buf(), reason }))
+    Err(Failure::Engine(Error::Directory { path: directory.to_path_buf(), reason }))
 }

@@ -155,7 +155,7 @@ impl Store {
     /// [`Newer`](crate::error::Error::Newer): made by a newer program.
     /// [`NothingToRestore`](crate::error::Error::NothingToRestore): manifests, none usable.
     /// [`Corrupt`](crate::error::Error::Corrupt): the job's identity cannot be read.
-    /// [`Output`](crate::error::Error::Output): not a directory for snapshots at all.
+    /// [`Directory`](crate::error::Error::Directory): not a directory for snapshots at all.
     /// [`Io`](crate::error::Error::Io): what the system says.
     pub fn open_with(
         disk: Arc<dyn Disk>,

@@ -102,9 +102,9 @@ pub(super) fn open(
 
 fn create_directory(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.create_dir_all(dir).map_err(|source| match source.kind() {
-        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::Output {
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::Directory {
             path: dir.to_path_buf(),
-            reason: "is or lies below a file that is not a directory; name another snapshot \
+            reason: "it is or lies below a file that is not a directory; name another snapshot \
                      directory"
                 .into(),
         },
@@ -138,10 +138,10 @@ fn read_contents(disk: &dyn Disk, dir: &Path) -> Result<Contents> {
 fn check_foreign(contents: &Contents, dir: &Path) -> Result<()> {
     let foreign = contents.foreign.iter().find(|name| *name != "lost+found");
     match foreign {
-        Some(name) if !contents.has(JOB) => Err(Error::Output {
+        Some(name) if !contents.has(JOB) => Err(Error::Directory {
             path: dir.to_path_buf(),
             reason: format!(
-                "holds '{name}', which is not of a snapshot directory; name a new or empty directory"
+                "it holds '{name}', which is not of a snapshot directory; name a new or empty directory"
             ),
         }),
         _ => Ok(()),

@@ -44,8 +44,8 @@ fn a_file_a_foreign_directory_and_a_lost_identity_are_refused_untouched() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "precious").unwrap();
-    assert!(matches!(refusal(&file), Error::Output { .. }));
-    assert!(matches!(refusal(&file.join("below")), Error::Output { .. }));
+    assert!(matches!(refusal(&file), Error::Directory { .. }));
+    assert!(matches!(refusal(&file.join("below")), Error::Directory { .. }));
     let error = refusal(dir.path());
     assert!(error.to_string().contains("'file'"), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
