@@ -92,6 +92,11 @@ struct Numbers {
     peak_rss_bytes: Option<u64>,
 }
 
+/// What a key that occurs takes in the three tables, about.
+const KEY_STATE_BYTES: u64 = 100;
+/// What every key takes in the closed form that the checksum is compared with.
+const KEY_CHECK_BYTES: u64 = 8;
+
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.workload {
@@ -107,6 +112,8 @@ fn run_paper(arguments: &Paper) -> Result<(), Failure> {
     let snapshots = place.as_ref().map(|place| (place.path().to_path_buf(), arguments.interval));
     let mut config = arguments.workers.config(snapshots)?;
     config.ring_slots = arguments.ring_slots.unwrap_or(config.ring_slots);
+    config.validate()?;
+    refuse_keys(arguments, summary::available_bytes())?;
     if cfg!(debug_assertions) {
         exit::say("warning: a debug build; its figures mean nothing");
     }
@@ -199,6 +206,27 @@ impl Place {
             Self::Given(directory) => directory,
             Self::Temporary(directory) => directory.path(),
         }
+    }
+}
+
+/// Keys that do not fit into memory would end the process in the middle of its run.
+fn refuse_keys(arguments: &Paper, available_bytes: Option<u64>) -> Result<(), Failure> {
+    let (keys, occurring) = (arguments.keys, arguments.keys.min(arguments.records));
+    let state = occurring.saturating_mul(KEY_STATE_BYTES);
+    let bytes = keys.saturating_mul(KEY_CHECK_BYTES).saturating_add(state);
+    match available_bytes.filter(|available| bytes > *available) {
+        None => Ok(()),
+        Some(available) => Err(Failure::Engine(Error::Config {
+            setting: "keys".into(),
+            value: keys.to_string(),
+            reason: format!(
+                "their tables and the check of the checksum take about {} MiB, and {} MiB of \
+                 memory are available; {} keys fit",
+                bytes >> 20,
+                available >> 20,
+                available / (KEY_STATE_BYTES + KEY_CHECK_BYTES)
+            ),
+        })),
     }
 }
 

@@ -76,6 +76,19 @@ pub fn peak_rss_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Memory that can be had without swapping, where the kernel says.
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// "1 line", "1,000 lines": `plural` is the unit with an s.
+pub fn counted(count: u64, plural: &str) -> String {
+    let unit = if count == 1 { plural.trim_end_matches('s') } else { plural };
+    format!("{} {unit}", HumanCount(count))
+}
+
 /// One JSON value as the whole of standard output.
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value).expect("numbers and words are valid JSON");
