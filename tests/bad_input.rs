@@ -49,6 +49,13 @@ fn manifests(place: &Place) -> Vec<PathBuf> {
     names.map(|name| place.path("s").join(name)).collect()
 }
 
+/// The number in a manifest's name.
+fn number(manifest: &Path) -> u64 {
+    let name = manifest.file_name().and_then(OsStr::to_str).expect("a name");
+    let digits = name.trim_start_matches("snapshot-").trim_end_matches(".manifest");
+    digits.parse().expect("digits")
+}
+
 #[test]
 fn a_missing_input_is_named() {
     let place = Place::with_text("");
@@ -170,7 +177,11 @@ fn a_directory_of_other_files_is_no_snapshot_directory() {
     let named = format!("snapshot directory {path}: it holds 'thesis.tex'");
     place.count(&["--snapshots", "@s"]).refused(1, &[&named, "empty directory"]);
     assert_eq!(contents(&place.path("s")).len(), 1);
-    place.count(&["--snapshots", "@text"]).refused(1, &["text", "not a directory"]);
+    place.count(&["--snapshots", "@text"]).refused(1, &["snapshot directory", "not a directory"]);
+    for action in ["list", "show", "verify"] {
+        let needles = ["snapshot directory", &path, "neither a JOB file nor a snapshot"];
+        tidegate(&["snapshot", action, &path]).refused(1, &needles);
+    }
 }
 
 #[test]
@@ -198,7 +209,9 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     until(&mut child, || manifests(&place).len() >= 3);
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
     Ran::after(child).succeeded();
-    let newest = manifests(&place).pop().expect("a manifest");
+    let mut all = manifests(&place);
+    let newest = all.pop().expect("a manifest");
+    let before_newest = number(&all.pop().expect("a manifest"));
     flip(&newest);
     let (newest, directory) = (newest.display().to_string(), place.path("s").display().to_string());
     tidegate(&["snapshot", "list", &directory]).succeeded();
@@ -211,7 +224,16 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     );
     let ran = place.count(&more).succeeded();
     assert!(ran.stderr.contains("warning: ") && ran.stderr.contains(&newest), "{}", ran.stderr);
+    let instead = format!("goes on from snapshot {} instead", before_newest);
+    assert!(ran.stderr.contains(&instead), "{}", ran.stderr);
     assert_updates(&place.committed("out"), &place.text);
+    // It used to stay, so that verify failed and every start warned for ever.
+    assert!(!Path::new(&newest).exists());
+    assert!(Path::new(&format!("{newest}.passed-over")).exists(), "evidence is kept");
+    let listed = tidegate(&["snapshot", "list", &directory]).succeeded();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("passed over"), "{listed:?}");
+    tidegate(&["snapshot", "verify", &directory]).succeeded();
+    assert!(!place.count(&more).succeeded().stderr.contains("warning: "));
 }
 
 #[test]

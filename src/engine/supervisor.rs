@@ -125,7 +125,8 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
 
 /// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
 /// instead is committed again under a new id: restoring it takes back what sinks published since, so
-/// the skipped one must not come back as the newest, should it be readable another time.
+/// the skipped one must not come back as the newest, should it be readable another time. What was
+/// skipped is then put aside, as evidence that does not count.
 fn hold(
     disk: &Arc<dyn Disk>,
     snapshots: &Snapshots,
@@ -136,9 +137,22 @@ fn hold(
     opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
     let (mut store, mut newest) = (opened.store, opened.newest);
     if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
+        let before = newest.id();
         newest.snapshot = store.next_snapshot().0;
         newest.generation = store.generation();
         store.commit(newest)?;
+        notice(Notice::Warning(&format!(
+            "the job goes on from snapshot {before} instead, which from now on is number {}",
+            newest.snapshot
+        )));
+    }
+    match store.put_aside(&opened.skipped) {
+        Ok(()) if opened.skipped.is_empty() => {}
+        Ok(()) => notice(Notice::Warning(
+            "what cannot be restored is kept under names that end in .passed-over; delete them when \
+             you do not want to look into it any more",
+        )),
+        Err(error) => notice(Notice::Warning(&error.to_string())),
     }
     Ok((store, newest))
 }

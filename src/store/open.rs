@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::collect::Kept;
-use super::layout::{GENERATION, JOB, LOCK, Name, manifest_name, refused, replace};
+use super::layout::{
+    GENERATION, JOB, LOCK, Name, manifest_name, passed_over_name, refused, replace,
+};
 use super::manifest::{JobIdentity, Manifest, bytes_to_frame, from_frame, single_frame, to_frame};
 use super::segment::{Directory, Known, Table};
 use super::{Opened, RETENTION_MIN, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
@@ -39,6 +41,7 @@ struct Contents {
     names: Vec<String>,
     /// Oldest first.
     manifests: Vec<SnapshotId>,
+    passed_over: Vec<SnapshotId>,
     parts: Vec<String>,
     temporaries: Vec<String>,
     foreign: Vec<String>,
@@ -57,6 +60,7 @@ struct Found {
     unreadable: bool,
     /// A snapshot newer than `newest` was skipped.
     fell_back: bool,
+    skipped: Vec<SnapshotId>,
     warnings: Vec<String>,
 }
 
@@ -97,7 +101,13 @@ pub(super) fn open(
         }),
         kept: found.kept,
     };
-    Ok(Opened { store, newest: found.newest, warnings: found.warnings, fell_back: found.fell_back })
+    Ok(Opened {
+        store,
+        newest: found.newest,
+        warnings: found.warnings,
+        fell_back: found.fell_back,
+        skipped: found.skipped,
+    })
 }
 
 fn create_directory(disk: &dyn Disk, dir: &Path) -> Result<()> {
@@ -120,6 +130,7 @@ fn read_contents(disk: &dyn Disk, dir: &Path) -> Result<Contents> {
         match Name::of(name) {
             Name::Fixed => {}
             Name::Manifest(id) => contents.manifests.push(id),
+            Name::PassedOver(id) => contents.passed_over.push(id),
             Name::Part { generation } => {
                 contents.generation_max = contents.generation_max.max(generation);
                 contents.parts.push(name.clone());
@@ -252,6 +263,12 @@ fn find_newest(
             }
         }
     }
+    for &id in &contents.passed_over {
+        // What an unreadable one names is not known, so nothing can be kept for it.
+        if let Ok(manifest) = read::manifest_in(disk, &dir.join(passed_over_name(id)), id) {
+            found.pinned.extend(Kept::of(&manifest).files);
+        }
+    }
     if found.newest.is_none() && !found.warnings.is_empty() {
         let reason = found.warnings.join("; ");
         return Err(Error::NothingToRestore { path: dir.to_path_buf(), reason });
@@ -273,6 +290,7 @@ impl Found {
         if !damaged {
             return Err(error);
         }
+        self.skipped.push(id);
         self.fell_back |= self.newest.is_none();
         let role = if self.newest.is_some() { "older " } else { "" };
         self.warnings.push(format!("{role}snapshot {id} cannot be restored: {error}"));
