@@ -160,9 +160,14 @@ fn a_snapshot_directory_of_another_job_is_left_alone() {
     place.count(&["--snapshots", "@s"]).succeeded();
     let before = contents(&place.path("s"));
     let path = place.path("s").display().to_string();
-    let needles = [&*path, "another job", "found", "expected", "another directory"];
-    place.count(&["--snapshots", "@s", "--limit", "3"]).refused(1, &needles);
-    place.count(&["--snapshots", "@s", "--emit", "updates"]).refused(1, &needles);
+    let refused = |more: &[&str], difference| {
+        let needles = [&*path, "another job", difference, "another directory"];
+        place.count(&[&["--snapshots", "@s"], more].concat()).refused(1, &needles);
+    };
+    refused(&["--limit", "3"], "--limit was none, and now is 3");
+    refused(&["--emit", "updates"], "--emit was final, and now is updates");
+    fs::write(place.path("text"), "another text").expect("a file");
+    refused(&[], "its input 'words' was a text file of");
     let mut after = contents(&place.path("s"));
     after.insert("LOCK".into(), before["LOCK"].clone());
     assert_eq!(after, before);

@@ -208,7 +208,7 @@ pub(super) fn read_job(disk: &dyn Disk, dir: &Path) -> Result<JobIdentity> {
 /// The first thing that differs.
 fn difference(found: &JobIdentity, expected: &JobIdentity) -> Option<String> {
     if found.name != expected.name {
-        return Some(format!("found job '{}', expected '{}'", found.name, expected.name));
+        return Some(format!("job '{}', not '{}'", found.name, expected.name));
     }
     if found.fingerprint == expected.fingerprint {
         return None;
@@ -216,12 +216,30 @@ fn difference(found: &JobIdentity, expected: &JobIdentity) -> Option<String> {
     let (mut old, mut new) = (found.fingerprint.lines(), expected.fingerprint.lines());
     loop {
         match (old.next(), new.next()) {
-            (None, None) => return Some("found and expected differ in line ends".into()),
+            (None, None) => return Some("they differ in line ends".into()),
             (old, new) if old == new => {}
-            (old, new) => {
-                let name = |line: Option<&str>| line.map_or("nothing".into(), |l| format!("'{l}'"));
-                return Some(format!("found {}, expected {}", name(old), name(new)));
-            }
+            (old, new) => return Some(in_words(old.unwrap_or_default(), new.unwrap_or_default())),
+        }
+    }
+}
+
+/// Two lines of a fingerprint that should be the same, as what the user gave.
+fn in_words(old: &str, new: &str) -> String {
+    fn cut<'a>(line: &'a str, prefix: &str, middle: &str) -> Option<(&'a str, &'a str)> {
+        line.strip_prefix(prefix)?.split_once(middle)
+    }
+    let parameter = |line| cut(line, "parameter ", ": ");
+    let source = |line| cut(line, "operator '", "': source ");
+    match (parameter(old), parameter(new), source(old), source(new)) {
+        (Some((name, before)), Some((same, now)), ..) if name == same => {
+            format!("{name} was {before}, and now is {now}")
+        }
+        (.., Some((name, before)), Some((same, now))) if name == same => {
+            format!("its input '{name}' was {before}, and now is {now}")
+        }
+        _ => {
+            let [old, new] = [old, new].map(|line| if line.is_empty() { "nothing" } else { line });
+            format!("it was made of other operators: with {old}, now with {new}")
         }
     }
 }
