@@ -309,3 +309,29 @@ fn a_limit_of_open_files_that_is_too_low_is_named() {
     }
     assert!(refusals > 3, "{refusals} limits were too low");
 }
+
+/// The job went on in a directory made anew: it read and published everything once more.
+#[test]
+fn a_snapshot_directory_that_is_deleted_while_the_job_runs_ends_it() {
+    let place = Place::new(2000);
+    let more = ["--snapshots", "@s", "--emit", "updates", "--rate", "4000", "--interval", "1ms"];
+    let mut child = start(&place.arguments(&[&more[..], &["--output", "@out"]].concat()));
+    until(&mut child, || manifests(&place).len() >= 3);
+    let published = place.committed("out");
+    while fs::remove_dir_all(place.path("s")).is_err() {}
+    let path = place.path("s").display().to_string();
+    let ran = ended(child);
+    ran.refused(1, &[&format!("snapshot directory {path}: its snapshots are gone"), "start over"]);
+    assert!(!place.path("s").exists());
+    assert!(place.committed("out").starts_with(&published));
+}
+
+#[test]
+fn a_file_of_the_same_length_that_differs_far_behind_its_beginning_is_another_input() {
+    let place = Place::with_text("word\n".repeat(100_000));
+    place.count(&["--snapshots", "@s", "--output", "@out"]).succeeded();
+    let end = place.text.len() - 5;
+    fs::write(place.path("text"), [&place.text[..end], b"sand\n"].concat()).expect("a file");
+    let ran = place.count(&["--snapshots", "@s", "--output", "@out"]);
+    ran.refused(1, &["another job", "a text file of 500000 bytes"]);
+}

@@ -59,8 +59,15 @@ pub fn per_second(report: &Report) -> f64 {
 /// "1,000 lines in 1.23 s (813 per second), 12 snapshots (p50 1.2 ms, p99 3.4 ms)".
 pub fn line(report: &Report, unit: &str) -> String {
     let seconds = report.elapsed.as_secs_f64();
-    let (records, rate) = (HumanCount(report.records), HumanCount(per_second(report) as u64));
-    let mut line = format!("{records} {unit} in {seconds:.2} s ({rate} per second)");
+    let (records, rate) = (counted(report.records, unit), HumanCount(per_second(report) as u64));
+    let again = match report.restarts {
+        0 => String::new(),
+        count => {
+            let restarts = counted(count.into(), "restarts");
+            format!(" read, those read again after {restarts} included,")
+        }
+    };
+    let mut line = format!("{records}{again} in {seconds:.2} s ({rate} per second)");
     let numbers = SnapshotNumbers::of(report);
     if let (Some(p50), Some(p99)) = (numbers.p50_ms, numbers.p99_ms) {
         let completed = HumanCount(numbers.completed);

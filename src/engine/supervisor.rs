@@ -15,6 +15,8 @@
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -31,7 +33,7 @@ use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
 use crate::store::{
-    JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store,
+    JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store, list,
 };
 use crate::task::Task;
 use crate::worker::{Command, Event, Worker};
@@ -155,6 +157,25 @@ fn hold(
         Err(error) => notice(Notice::Warning(&error.to_string())),
     }
     Ok((store, newest))
+}
+
+/// A directory that had snapshots and has none any more was deleted under the job. In a new one it
+/// would begin anew, and results that sinks have published would come twice.
+fn refuse_emptied(disk: &dyn Disk, path: &Path, newest: SnapshotId) -> Result<()> {
+    let is_there = match list(disk, path) {
+        Ok(snapshots) => !snapshots.is_empty(),
+        Err(Error::Directory { .. }) => false,
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if is_there {
+        return Ok(());
+    }
+    let reason = format!(
+        "its snapshots are gone, it was deleted or emptied while the job ran; put it back (snapshot \
+         {newest} was the newest), or start over with new snapshot and output directories"
+    );
+    Err(Error::Directory { path: path.to_path_buf(), reason })
 }
 
 impl<'g> Supervisor<'g> {
@@ -540,6 +561,9 @@ impl<'g> Supervisor<'g> {
     fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
         let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
         self.store = None; // gives up the lock
+        if let Some(newest) = &self.newest {
+            refuse_emptied(&*self.disk, &snapshots.directory, newest.id())?;
+        }
         let held = hold(&self.disk, snapshots, &self.identity, notice)?;
         (self.store, self.newest) = (Some(held.0), held.1);
         Ok(())
