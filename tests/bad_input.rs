@@ -136,6 +136,13 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     place.count(&["--limit", "x"]).refused(2, &["--limit"]);
     place.count(&["--emit", "all"]).refused(2, &["--emit", "final"]);
     tidegate(&["bench", "paper", "--keys", "0"]).refused(2, &["--keys"]);
+    place.count(&["--interval", "10ms"]).refused(2, &["--snapshots <DIR>"]);
+    place.count(&["--roll", "1s"]).refused(2, &["--output <DIR>"]);
+    // The allocation failed, and with it the process.
+    tidegate(&["bench", "paper", "--ring-slots", "1099511627776"])
+        .refused(2, &["ring slots", "at most 1048576 records"]);
+    tidegate(&["bench", "paper", "--keys", "99999999999", "--parallelism", "1"])
+        .refused(2, &["keys is 99999999999", "MiB of memory are available"]);
     tidegate(&["bench", "paper", "--ring-slots", "1000"])
         .refused(2, &["ring slots", "power of two"]);
     tidegate(&["bench", "paper", "--snapshots", "x"]).refused(2, &["--mode abs"]);

@@ -105,6 +105,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 fn run_paper(arguments: &Paper) -> Result<(), Failure> {
+    let handle = watch::stop_on_signals()?;
     if arguments.mode == Mode::None && arguments.snapshots.is_some() {
         return Err(Failure::Usage("--snapshots needs --mode abs".into()));
     }
@@ -119,7 +120,7 @@ fn run_paper(arguments: &Paper) -> Result<(), Failure> {
     }
     let (graph, checksum) = paper::job(arguments.records, arguments.keys)?;
     let show = Show { unit: "records", progress: true, warning: None };
-    let report = watch::run(&graph, &config, show)?.report;
+    let report = watch::run(&graph, &config, handle, show)?.report;
     if report.end != End::Complete {
         return Err(Failure::Failed("stopped before the end: there is no result".into()));
     }

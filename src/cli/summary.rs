@@ -70,8 +70,8 @@ pub fn line(report: &Report, unit: &str) -> String {
     let mut line = format!("{records}{again} in {seconds:.2} s ({rate} per second)");
     let numbers = SnapshotNumbers::of(report);
     if let (Some(p50), Some(p99)) = (numbers.p50_ms, numbers.p99_ms) {
-        let completed = HumanCount(numbers.completed);
-        line.push_str(&format!(", {completed} snapshots (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
+        let completed = counted(numbers.completed, "snapshots");
+        line.push_str(&format!(", {completed} (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
     }
     line
 }

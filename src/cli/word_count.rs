@@ -36,15 +36,15 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Begin a new output file after this time; 0: with every snapshot
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    #[arg(long, requires = "output", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     roll: Duration,
     /// Directory for snapshots: makes the results exactly-once
     #[arg(long, value_name = "DIR")]
     snapshots: Option<PathBuf>,
     /// From one snapshot to the next, at least 1ms
-    #[arg(long, value_name = "DURATION", default_value = "10ms", value_parser = duration::parse_interval)]
+    #[arg(long, requires = "snapshots", value_name = "DURATION", default_value = "10ms", value_parser = duration::parse_interval)]
     interval: Duration,
-    /// Read only so many lines per second; 0: none
+    /// Read only so many lines per second; 0: reads nothing, for ever; stop it with a signal
     #[arg(long, value_name = "LINES", value_parser = rate, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Read only the first lines
@@ -135,6 +135,8 @@ impl Numbers {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    // First: a signal that comes while the input is looked at stops the job like any other.
+    let handle = watch::stop_on_signals()?;
     let resolved = arguments.resolve()?;
     let (disk, _) = default_disk();
     let graph = resolved.job.job(&*disk)?;
@@ -143,7 +145,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         progress: resolved.job.output.is_some() || !io::stdout().is_terminal(),
         warning: resolved.config.snapshots.is_none().then_some(NO_SNAPSHOTS),
     };
-    let watched = watch::run(&graph, &resolved.config, show)?;
+    let watched = watch::run(&graph, &resolved.config, handle, show)?;
     if resolved.json {
         summary::print_json(&Numbers::of(&watched))?;
     }

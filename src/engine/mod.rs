@@ -155,9 +155,10 @@ pub fn run(
             setting: "parallelism".into(),
             value: config.workers.to_string(),
             reason: format!(
-                "this machine gives the process {} cores, and each worker needs one; use at most \
+                "this machine gives the process {} core{}, and each worker needs one; use at most \
                  that many",
-                cores.len()
+                cores.len(),
+                if cores.len() == 1 { "" } else { "s" }
             ),
         });
     }
