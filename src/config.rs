@@ -26,6 +26,8 @@ pub const SNAPSHOTS_PENDING_MAX: usize = 2;
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
 /// How soon a worker that waits for the disk looks again, ns.
 pub const DISK_POLL_NS: u64 = 50_000;
+/// Most slots of one ring, in records. Rings are allocated whole, one per pair of tasks and edge.
+pub const RING_SLOTS_MAX: usize = 1 << 20;
 /// Longest line a text source accepts, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Output a console sink may hold back until its snapshot is complete, in bytes.
@@ -237,6 +239,13 @@ impl Config {
                 "ring slots",
                 self.ring_slots.to_string(),
                 "it must be a power of two, for example 8192".into(),
+            );
+        }
+        if self.ring_slots > RING_SLOTS_MAX {
+            return refuse(
+                "ring slots",
+                self.ring_slots.to_string(),
+                format!("a ring holds at most {RING_SLOTS_MAX} records"),
             );
         }
         if self.spill.directory.is_some() && self.spill.disk_bytes == 0 {

@@ -4,6 +4,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
 use crate::id::SnapshotId;
 
 /// What went wrong, where, and what to do.
@@ -50,6 +53,14 @@ pub enum Error {
     #[error("output {}: {reason}", path.display())]
     Output {
         /// The directory or file.
+        path: PathBuf,
+        /// What is wrong with it and how to mend it.
+        reason: String,
+    },
+    /// A snapshot directory that must not be used as it is.
+    #[error("snapshot directory {}: {reason}", path.display())]
+    Directory {
+        /// The directory.
         path: PathBuf,
         /// What is wrong with it and how to mend it.
         reason: String,
@@ -163,6 +174,14 @@ pub enum Error {
         /// The last failure.
         last: Box<Error>,
     },
+    /// The thread of a worker has ended before the job did: there is nothing to restart it on.
+    #[error("the thread of worker {worker} has ended: {reason}; run the job again")]
+    WorkerLost {
+        /// Which, from 0.
+        worker: usize,
+        /// What is known of it.
+        reason: String,
+    },
     /// A bound was reached that backpressure cannot hold.
     #[error("{what} is above its limit of {limit}: {remedy}")]
     Limit {
@@ -179,10 +198,27 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An [`Error::Io`] for `action` on `path`; made to be used in `map_err`.
+    /// An [`Error::Io`] for `action` on `path`, or an [`Error::Limit`] where the system had no file
+    /// descriptor left; made to be used in `map_err`.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { action, path, source }
+        move |source| match Errno::from_io_error(&source) {
+            Some(Errno::MFILE) => Self::open_files(action, &path),
+            _ => Self::Io { action, path, source },
+        }
+    }
+
+    fn open_files(action: &str, path: &Path) -> Self {
+        let limit = getrlimit(Resource::Nofile).current;
+        Self::Limit {
+            what: "the number of open files of this process".into(),
+            limit: limit.map_or("unknown".into(), |limit| format!("{limit} (RLIMIT_NOFILE)")),
+            remedy: format!(
+                "cannot {action} {}; raise the limit with `ulimit -n 4096`, or with \
+                 LimitNOFILE=4096 under systemd",
+                path.display()
+            ),
+        }
     }
 
     /// A [`Error::Corrupt`] at `offset` of `path`.
@@ -199,12 +235,14 @@ impl Error {
             | Self::Config { .. }
             | Self::Output { .. }
             | Self::Input { .. }
+            | Self::Directory { .. }
             | Self::Locked { .. }
             | Self::OtherJob { .. }
             | Self::Newer { .. }
             | Self::NothingToRestore { .. }
             | Self::State { .. }
             | Self::RestartsExhausted { .. }
+            | Self::WorkerLost { .. }
             | Self::Limit { .. } => false,
             // Whoever read our output has gone and does not come back.
             Self::Io { source, .. } => source.kind() != io::ErrorKind::BrokenPipe,

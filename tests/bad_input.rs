@@ -5,11 +5,37 @@ mod common;
 #[path = "common/command.rs"]
 mod command;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use command::{Place, Ran, assert_final, assert_updates, contents, start, tidegate, until};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tidegate::clock;
+
+/// Starts the program below a limit of the shell's, as `ulimit` takes it: "-n 16".
+fn start_within<S: AsRef<OsStr>>(limit: &str, arguments: &[S]) -> Child {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
+    shell.arg(env!("CARGO_BIN_EXE_tidegate")).args(arguments).env_remove("RUST_BACKTRACE");
+    let shell = shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell.spawn().expect("a shell starts")
+}
+
+/// Waits for the end of a process that may hang: then it is killed, and that is a failure.
+#[track_caller]
+fn ended(mut child: Child) -> Ran {
+    let started_ns = clock::now_ns();
+    while child.try_wait().expect("a child can be waited for").is_none() {
+        if clock::now_ns() - started_ns > 60_000_000_000 {
+            child.kill().expect("a child of ours");
+            panic!("it hangs");
+        }
+        std::thread::yield_now();
+    }
+    Ran::after(child)
+}
 
 /// Changes one byte in the middle of a file.
 fn flip(path: &Path) {
@@ -27,6 +53,13 @@ fn manifests_of(place: &Place, directory: &str) -> Vec<PathBuf> {
     let directory = place.path(directory);
     let names = contents(&directory).into_keys().filter(|name| name.ends_with(".manifest"));
     names.map(|name| directory.join(name)).collect()
+}
+
+/// The number in a manifest's name.
+fn number(manifest: &Path) -> u64 {
+    let name = manifest.file_name().and_then(OsStr::to_str).expect("a name");
+    let digits = name.trim_start_matches("snapshot-").trim_end_matches(".manifest");
+    digits.parse().expect("digits")
 }
 
 #[test]
@@ -81,12 +114,13 @@ fn an_unreadable_input_is_named() {
 #[test]
 fn a_line_longer_than_the_limit_is_named_with_its_place() {
     let mut text = b"first line\n".to_vec();
-    text.resize(text.len() + (1 << 20) + 1, b'x');
+    text.resize(text.len() + (3 << 20), b'x');
     text.extend_from_slice(b"\nlast line\n");
     let place = Place::with_text(text);
     let path = place.path("text").display().to_string();
-    for more in [&[][..], &["--snapshots", "@s"]] {
-        place.count(more).refused(1, &[&path, "1048576", "byte 11"]);
+    for more in [&[][..], &["--snapshots", "@s"], &["--parallelism", "2"]] {
+        // Splits begin within the line: they used to say that it begins there.
+        place.count(more).refused(1, &[&path, "1048576", "byte 11 "]);
     }
 }
 
@@ -156,6 +190,13 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     place.count(&["--limit", "x"]).refused(2, &["--limit"]);
     place.count(&["--emit", "all"]).refused(2, &["--emit", "final"]);
     tidegate(&["bench", "paper", "--keys", "0"]).refused(2, &["--keys"]);
+    place.count(&["--interval", "10ms"]).refused(2, &["--snapshots <DIR>"]);
+    place.count(&["--roll", "1s"]).refused(2, &["--output <DIR>"]);
+    // The allocation failed, and with it the process.
+    tidegate(&["bench", "paper", "--ring-slots", "1099511627776"])
+        .refused(2, &["ring slots", "at most 1048576 records"]);
+    tidegate(&["bench", "paper", "--keys", "99999999999", "--parallelism", "1"])
+        .refused(2, &["keys is 99999999999", "MiB of memory are available"]);
     tidegate(&["bench", "paper", "--ring-slots", "1000"])
         .refused(2, &["ring slots", "power of two"]);
     tidegate(&["bench", "paper", "--snapshots", "x"]).refused(2, &["--mode abs"]);
@@ -293,9 +334,14 @@ fn a_snapshot_directory_of_another_job_is_left_alone() {
     place.count(&["--snapshots", "@s"]).succeeded();
     let before = contents(&place.path("s"));
     let path = place.path("s").display().to_string();
-    let needles = [&*path, "another job", "found", "expected", "another directory"];
-    place.count(&["--snapshots", "@s", "--limit", "3"]).refused(1, &needles);
-    place.count(&["--snapshots", "@s", "--emit", "updates"]).refused(1, &needles);
+    let refused = |more: &[&str], difference| {
+        let needles = [&*path, "another job", difference, "another directory"];
+        place.count(&[&["--snapshots", "@s"], more].concat()).refused(1, &needles);
+    };
+    refused(&["--limit", "3"], "--limit was none, and now is 3");
+    refused(&["--emit", "updates"], "--emit was final, and now is updates");
+    fs::write(place.path("text"), "another text").expect("a file");
+    refused(&[], "its input 'words' was a text file of");
     let mut after = contents(&place.path("s"));
     after.insert("LOCK".into(), before["LOCK"].clone());
     assert_eq!(after, before);
@@ -323,9 +369,14 @@ fn a_directory_of_other_files_is_no_snapshot_directory() {
     fs::create_dir(place.path("s")).expect("a directory");
     fs::write(place.path("s").join("thesis.tex"), "keep").expect("a file");
     let path = place.path("s").display().to_string();
-    place.count(&["--snapshots", "@s"]).refused(1, &[&path, "'thesis.tex'", "empty directory"]);
+    let named = format!("snapshot directory {path}: it holds 'thesis.tex'");
+    place.count(&["--snapshots", "@s"]).refused(1, &[&named, "empty directory"]);
     assert_eq!(contents(&place.path("s")).len(), 1);
-    place.count(&["--snapshots", "@text"]).refused(1, &["text", "not a directory"]);
+    place.count(&["--snapshots", "@text"]).refused(1, &["snapshot directory", "not a directory"]);
+    for action in ["list", "show", "verify"] {
+        let needles = ["snapshot directory", &path, "neither a JOB file nor a snapshot"];
+        tidegate(&["snapshot", action, &path]).refused(1, &needles);
+    }
 }
 
 #[test]
@@ -353,7 +404,9 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     until(&mut child, || manifests(&place).len() >= 3);
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
     Ran::after(child).succeeded();
-    let newest = manifests(&place).pop().expect("a manifest");
+    let mut all = manifests(&place);
+    let newest = all.pop().expect("a manifest");
+    let before_newest = number(&all.pop().expect("a manifest"));
     flip(&newest);
     let (newest, directory) = (newest.display().to_string(), place.path("s").display().to_string());
     tidegate(&["snapshot", "list", &directory]).succeeded();
@@ -366,7 +419,16 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     );
     let ran = place.count(&more).succeeded();
     assert!(ran.stderr.contains("warning: ") && ran.stderr.contains(&newest), "{}", ran.stderr);
+    let instead = format!("goes on from snapshot {} instead", before_newest);
+    assert!(ran.stderr.contains(&instead), "{}", ran.stderr);
     assert_updates(&place.committed("out"), &place.text);
+    // It used to stay, so that verify failed and every start warned for ever.
+    assert!(!Path::new(&newest).exists());
+    assert!(Path::new(&format!("{newest}.passed-over")).exists(), "evidence is kept");
+    let listed = tidegate(&["snapshot", "list", &directory]).succeeded();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("passed over"), "{listed:?}");
+    tidegate(&["snapshot", "verify", &directory]).succeeded();
+    assert!(!place.count(&more).succeeded().stderr.contains("warning: "));
 }
 
 #[test]
@@ -385,7 +447,7 @@ fn snapshots_that_are_all_damaged_are_an_error_and_nothing_is_lost() {
 fn a_full_standard_output_fails_the_job() {
     let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else { return };
     let place = Place::new(50);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
     let output = command.args(place.arguments(&[])).stdout(full).output().expect("a process");
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -397,4 +459,69 @@ fn a_snapshot_directory_that_is_not_there_is_named_by_who_looks_at_it() {
     for action in ["list", "show", "verify"] {
         tidegate(&["snapshot", action, "/nowhere/at/all"]).refused(1, &["/nowhere/at/all"]);
     }
+}
+
+/// glommio's executors did not come up, each on its thread after it had been started; the workers
+/// handed to them were never stepped, and the job waited for ever.
+#[test]
+fn a_memlock_limit_too_low_for_glommio_falls_back_to_plain_threads_and_says_why() {
+    let place = Place::new(50);
+    let limited = |more: &[&str]| ended(start_within("-l 64", &place.arguments(more)));
+    let ran = limited(&["--snapshots", "@s", "--output", "@out"]).succeeded();
+    for needle in ["plain threads", "64 KiB (RLIMIT_MEMLOCK)", "ulimit -l"] {
+        assert!(ran.stderr.contains(needle), "no '{needle}' in: {}", ran.stderr);
+    }
+    assert_final(&place.committed("out"), &place.text);
+    let needles = ["driver is glommio", "64 KiB (RLIMIT_MEMLOCK)", "ulimit -l", "threads"];
+    limited(&["--driver", "glommio", "--snapshots", "@t"]).refused(2, &needles);
+    assert!(!place.path("t").exists(), "nothing is made for a command that was refused");
+    let doctor = ended(start_within("-l 64", &["doctor"]));
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("glommio starts none"));
+}
+
+/// Without a descriptor left the program panicked ("a thread takes workers until the pool is gone"),
+/// or hung, by where exactly it ran out.
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_named() {
+    let place = Place::new(50);
+    let mut refusals = 0;
+    for files in 6..32 {
+        let (s, o) = (format!("@s{files}"), format!("@o{files}"));
+        let more = ["--parallelism", "2", "--snapshots", &s, "--output", &o];
+        let ran = ended(start_within(&format!("-n {files}"), &place.arguments(&more)));
+        if ran.code == Some(0) {
+            assert_final(&place.committed(&o[1..]), &place.text);
+            continue;
+        }
+        let limit = format!("limit of {files} (RLIMIT_NOFILE)");
+        ran.refused(1, &["open files", &limit, "ulimit -n"]);
+        refusals += 1;
+    }
+    assert!(refusals > 3, "{refusals} limits were too low");
+}
+
+/// The job went on in a directory made anew: it read and published everything once more.
+#[test]
+fn a_snapshot_directory_that_is_deleted_while_the_job_runs_ends_it() {
+    let place = Place::new(2000);
+    let more = ["--snapshots", "@s", "--emit", "updates", "--rate", "4000", "--interval", "1ms"];
+    let mut child = start(&place.arguments(&[&more[..], &["--output", "@out"]].concat()));
+    until(&mut child, || manifests(&place).len() >= 3);
+    let published = place.committed("out");
+    while fs::remove_dir_all(place.path("s")).is_err() {}
+    let path = place.path("s").display().to_string();
+    let ran = ended(child);
+    ran.refused(1, &[&format!("snapshot directory {path}: its snapshots are gone"), "start over"]);
+    assert!(!place.path("s").exists());
+    assert!(place.committed("out").starts_with(&published));
+}
+
+#[test]
+fn a_file_of_the_same_length_that_differs_far_behind_its_beginning_is_another_input() {
+    let place = Place::with_text("word\n".repeat(100_000));
+    place.count(&["--snapshots", "@s", "--output", "@out"]).succeeded();
+    let end = place.text.len() - 5;
+    fs::write(place.path("text"), [&place.text[..end], b"sand\n"].concat()).expect("a file");
+    let ran = place.count(&["--snapshots", "@s", "--output", "@out"]);
+    ran.refused(1, &["another job", "a text file of 500000 bytes"]);
 }

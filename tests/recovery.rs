@@ -412,15 +412,18 @@ fn a_snapshot_that_was_passed_over_once_does_not_come_back() {
     let name = format!("/snapshots/snapshot-{newest:020}.manifest");
     drop(run);
     let whole = disk.read(name.as_ref()).expect("the newest");
-    let damage = |disk: &MemoryDisk, byte: u8| {
+    let damage = |disk: &MemoryDisk, name: &str, byte: u8| {
         disk.open(name.as_ref()).expect("the newest").write_all_at(&[byte], 60).expect("a write");
     };
-    damage(&disk, !whole[60]);
+    damage(&disk, &name, !whole[60]);
     let mut run = Run::open(&graph, &config(1), &disk);
-    assert!(matches!(&run.told[..], [Told::Warning(text)] if text.contains("cannot be restored")));
+    let told = |index: usize, needle: &str| matches!(&run.told[index], Told::Warning(text) if text.contains(needle));
+    assert!(told(0, "cannot be restored"), "{:?}", run.told);
+    assert!(told(1, &format!("goes on from snapshot {} instead", newest - 1)), "{:?}", run.told);
+    assert!(told(2, ".passed-over"), "{:?}", run.told);
     run.supervise();
     drop(run);
-    damage(&disk, whole[60]);
+    damage(&disk, &format!("{name}.passed-over"), whole[60]);
     end(&mut Run::open(&graph, &config(2), &disk)).expect("it goes on");
     assert_exact(filed(&disk));
 }

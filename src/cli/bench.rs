@@ -89,6 +89,11 @@ struct Numbers {
     peak_rss_bytes: Option<u64>,
 }
 
+/// What a key that occurs takes in the three tables, about.
+const KEY_STATE_BYTES: u64 = 100;
+/// What every key takes in the closed form that the checksum is compared with.
+const KEY_CHECK_BYTES: u64 = 8;
+
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.workload {
@@ -97,6 +102,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 fn run_paper(arguments: &Paper) -> Result<(), Failure> {
+    let handle = watch::stop_on_signals()?;
     let Paper { mode, interval, alignment, .. } = arguments;
     if *mode == ModeName::None && arguments.snapshots.is_some() {
         return Err(Failure::Usage("--snapshots needs --mode abs, sync or unaligned".into()));
@@ -106,12 +112,14 @@ fn run_paper(arguments: &Paper) -> Result<(), Failure> {
     let asked = Asked { directory, interval: *interval, mode: *mode, alignment };
     let mut config = arguments.workers.config(asked)?;
     config.ring_slots = arguments.ring_slots.unwrap_or(config.ring_slots);
+    config.validate()?;
+    refuse_keys(arguments, summary::available_bytes())?;
     if cfg!(debug_assertions) {
         exit::say("warning: a debug build; its figures mean nothing");
     }
     let (graph, checksum) = paper::job(arguments.records, arguments.keys)?;
     let show = Show { unit: "records", progress: true, warning: None };
-    let report = watch::run(&graph, &config, show)?.report;
+    let report = watch::run(&graph, &config, handle, show)?.report;
     if report.end != End::Complete {
         return Err(Failure::Failed("stopped before the end: there is no result".into()));
     }
@@ -201,6 +209,27 @@ impl Place {
     }
 }
 
+/// Keys that do not fit into memory would end the process in the middle of its run.
+fn refuse_keys(arguments: &Paper, available_bytes: Option<u64>) -> Result<(), Failure> {
+    let (keys, occurring) = (arguments.keys, arguments.keys.min(arguments.records));
+    let state = occurring.saturating_mul(KEY_STATE_BYTES);
+    let bytes = keys.saturating_mul(KEY_CHECK_BYTES).saturating_add(state);
+    match available_bytes.filter(|available| bytes > *available) {
+        None => Ok(()),
+        Some(available) => Err(Failure::Engine(Error::Config {
+            setting: "keys".into(),
+            value: keys.to_string(),
+            reason: format!(
+                "their tables and the check of the checksum take about {} MiB, and {} MiB of \
+                 memory are available; {} keys fit",
+                bytes >> 20,
+                available >> 20,
+                available / (KEY_STATE_BYTES + KEY_CHECK_BYTES)
+            ),
+        })),
+    }
+}
+
 /// A run that goes on from an earlier one would measure only its rest.
 fn refuse_used(directory: &Path) -> Result<(), Failure> {
     let is_used = std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some());
@@ -208,5 +237,5 @@ fn refuse_used(directory: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let reason = "it is not empty, and a measurement begins anew; name a new directory".into();
-    Err(Failure::Engine(Error::Output { path: directory.to_path_buf(), reason }))
+    Err(Failure::Engine(Error::Directory { path: directory.to_path_buf(), reason }))
 }

@@ -11,6 +11,7 @@ use tidegate::workload::edges::Edges;
 
 use super::exit::Failure;
 use super::results::{EmitName, Results, Unit, rate};
+use super::watch;
 
 /// Find the connected components of a growing graph, by a loop, exactly once
 ///
@@ -36,7 +37,7 @@ pub struct Arguments {
     /// vertex
     #[arg(long, value_enum, default_value_t = EmitName::Final, value_name = "final|updates", hide_possible_values = true)]
     emit: EmitName,
-    /// Read only so many edges per second; 0: none
+    /// Read only so many edges per second; 0: reads nothing, for ever; stop it with a signal
     #[arg(long, value_name = "EDGES", value_parser = rate, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Read only the first edges; of a file, lines
@@ -48,10 +49,11 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let handle = watch::stop_on_signals()?;
     let Arguments { input, vertices, edges, seed, emit, rate, limit, results } = arguments;
     let generated = Input::Generated { list: Edges { vertices, seed }, edges };
     let input = input.map_or(generated, Input::File);
     let job = Components { input, emit: emit.into(), output: results.output(), rate, limit };
     let resolved = results.resolve()?;
-    resolved.run(&job.job(&*default_disk().0)?, Unit::Edges)
+    resolved.run(&job.job(&*default_disk().0)?, handle, Unit::Edges)
 }

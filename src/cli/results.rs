@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tidegate::config::Config;
-use tidegate::engine::{End, Report};
+use tidegate::engine::{End, Handle, Report};
 use tidegate::graph::Graph;
 use tidegate::jobs::{Emit, Output};
 use tidegate::operator::sink::Roll;
@@ -29,13 +29,13 @@ pub struct Results {
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Begin a new output file after this time; 0: with every snapshot
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    #[arg(long, requires = "output", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     roll: Duration,
     /// Directory for snapshots: makes the results exactly-once
     #[arg(long, value_name = "DIR")]
     snapshots: Option<PathBuf>,
     /// From one snapshot to the next, at least 1ms
-    #[arg(long, value_name = "DURATION", default_value = "10ms", value_parser = duration::parse_interval)]
+    #[arg(long, requires = "snapshots", value_name = "DURATION", default_value = "10ms", value_parser = duration::parse_interval)]
     interval: Duration,
     /// abs: Asynchronous Barrier Snapshotting; sync: stop the sources, run empty, write, go on;
     /// unaligned: abs with a bound on the wait for barriers
@@ -185,14 +185,14 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// Runs `graph`, which reads `unit`.
-    pub fn run(&self, graph: &Graph, unit: Unit) -> Result<(), Failure> {
+    /// Runs `graph`, which reads `unit`, until its end or until `handle` stops it.
+    pub fn run(&self, graph: &Graph, handle: Handle, unit: Unit) -> Result<(), Failure> {
         let show = Show {
             unit: unit.name(),
             progress: self.output.is_some() || !io::stdout().is_terminal(),
             warning: self.config.snapshots.is_none().then_some(NO_SNAPSHOTS),
         };
-        let watched = watch::run(graph, &self.config, show)?;
+        let watched = watch::run(graph, &self.config, handle, show)?;
         if self.json {
             summary::print_json(&Numbers::of(&watched, unit))?;
         }

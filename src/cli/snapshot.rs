@@ -7,7 +7,7 @@ use serde::Serialize;
 use tidegate::disk::Disk;
 use tidegate::engine::default_disk;
 use tidegate::id::SnapshotId;
-use tidegate::store::{self, Manifest, SnapshotInfo};
+use tidegate::store::{self, Condition, Manifest, SnapshotInfo};
 
 use super::exit::Failure;
 use super::summary;
@@ -24,9 +24,9 @@ enum Action {
     /// List the snapshots, oldest first
     List(Which),
     /// Show what one snapshot holds
-    Show(WhichOne),
+    Show(Shown),
     /// Read and check every byte of all snapshots, or of one
-    Verify(WhichOne),
+    Verify(Verified),
 }
 
 #[derive(Args)]
@@ -40,10 +40,19 @@ struct Which {
 }
 
 #[derive(Args)]
-struct WhichOne {
+struct Shown {
     #[command(flatten)]
     which: Which,
-    /// Number of the snapshot [default: show the newest, verify all]
+    /// Number of the snapshot [default: the newest]
+    #[arg(value_name = "ID")]
+    id: Option<u64>,
+}
+
+#[derive(Args)]
+struct Verified {
+    #[command(flatten)]
+    which: Which,
+    /// Number of the snapshot [default: all]
     #[arg(value_name = "ID")]
     id: Option<u64>,
 }
@@ -75,9 +84,13 @@ fn list(which: &Which, disk: &dyn Disk) -> Result<(), Failure> {
 }
 
 fn row(info: &SnapshotInfo) -> String {
-    let Some(manifest) = &info.manifest else {
-        let problem = info.problem.as_deref().unwrap_or("cannot be read");
-        return format!("{:>8}  DAMAGED: {problem}\n", info.snapshot);
+    let problem = info.problem.as_deref().unwrap_or("its state could not be read");
+    let say = |what: &str| format!("{:>8}  {what}: {problem}\n", info.snapshot);
+    let manifest = match (&info.manifest, info.condition) {
+        (_, Condition::PassedOver) => return say("passed over, kept as evidence"),
+        (None, Condition::Newer) => return say("of a newer tidegate"),
+        (None, _) => return say("DAMAGED"),
+        (Some(manifest), _) => manifest,
     };
     let (created, bytes) = (utc(manifest.created_unix_ms), manifest.state_bytes());
     let notes = if manifest.last { "the job is complete" } else { "" };
@@ -86,7 +99,8 @@ fn row(info: &SnapshotInfo) -> String {
 }
 
 fn show(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure> {
-    let snapshots = store::list(disk, &which.directory)?;
+    let mut snapshots = store::list(disk, &which.directory)?;
+    snapshots.retain(|info| info.condition != Condition::PassedOver);
     let all =
         || snapshots.iter().map(|info| info.snapshot.to_string()).collect::<Vec<_>>().join(", ");
     let Some(newest) = snapshots.last() else {
@@ -141,11 +155,12 @@ fn verify(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure
     let mut report = store::verify(disk, &which.directory)?;
     if let Some(id) = id {
         report.snapshots.retain(|info| info.snapshot == id);
-        report.problems = report.snapshots.iter().filter_map(|info| info.problem.clone()).collect();
+        let counting = report.snapshots.iter().filter(|i| i.condition != Condition::PassedOver);
+        report.problems = counting.filter_map(|info| info.problem.clone()).collect();
         report.verified_bytes = report
             .snapshots
             .iter()
-            .filter(|info| info.problem.is_none())
+            .filter(|info| info.condition == Condition::Whole)
             .filter_map(|info| Some(info.manifest.as_ref()?.state_bytes()))
             .sum();
         if report.snapshots.is_empty() {
@@ -153,15 +168,19 @@ fn verify(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure
         }
     }
     let verdict = Verdict { whole: report.is_whole(), report };
-    let (count, bytes) = (verdict.report.snapshots.len(), verdict.report.verified_bytes);
+    let snapshots = &verdict.report.snapshots;
+    let aside = snapshots.iter().filter(|i| i.condition == Condition::PassedOver).count() as u64;
+    let count = summary::counted(snapshots.len() as u64 - aside, "snapshots");
+    let passed = if aside > 0 { format!(", {aside} passed over") } else { String::new() };
+    let bytes = verdict.report.verified_bytes;
     if which.json {
         summary::print_json(&verdict)?;
     } else {
-        summary::print(&format!("{count} snapshots, {bytes} bytes of state found whole\n"))?;
+        summary::print(&format!("{count}{passed}, {bytes} bytes of state found whole\n"))?;
     }
     match &verdict.report.problems[..] {
         [] => Ok(()),
-        problems => Err(Failure::Failed(format!("damaged: {}", problems.join("; ")))),
+        problems => Err(Failure::Failed(format!("not whole: {}", problems.join("; ")))),
     }
 }
 

@@ -59,12 +59,19 @@ pub fn per_second(report: &Report) -> f64 {
 /// "1,000 lines in 1.23 s (813 per second), 12 snapshots (p50 1.2 ms, p99 3.4 ms)".
 pub fn line(report: &Report, unit: &str) -> String {
     let seconds = report.elapsed.as_secs_f64();
-    let (records, rate) = (HumanCount(report.records), HumanCount(per_second(report) as u64));
-    let mut line = format!("{records} {unit} in {seconds:.2} s ({rate} per second)");
+    let (records, rate) = (counted(report.records, unit), HumanCount(per_second(report) as u64));
+    let again = match report.restarts {
+        0 => String::new(),
+        count => {
+            let restarts = counted(count.into(), "restarts");
+            format!(" read, those read again after {restarts} included,")
+        }
+    };
+    let mut line = format!("{records}{again} in {seconds:.2} s ({rate} per second)");
     let numbers = SnapshotNumbers::of(report);
     if let (Some(p50), Some(p99)) = (numbers.p50_ms, numbers.p99_ms) {
-        let completed = HumanCount(numbers.completed);
-        line.push_str(&format!(", {completed} snapshots (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
+        let completed = counted(numbers.completed, "snapshots");
+        line.push_str(&format!(", {completed} (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
     }
     line
 }
@@ -74,6 +81,19 @@ pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Memory that can be had without swapping, where the kernel says.
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// "1 line", "1,000 lines": `plural` is the unit with an s.
+pub fn counted(count: u64, plural: &str) -> String {
+    let unit = if count == 1 { plural.trim_end_matches('s') } else { plural };
+    format!("{} {unit}", HumanCount(count))
 }
 
 /// One JSON value as the whole of standard output.

@@ -41,10 +41,8 @@ pub struct Watched {
     pub last_snapshot: Option<SnapshotId>,
 }
 
-/// Runs `graph` until it ends or a signal stops it.
-pub fn run(graph: &Graph, config: &Config, show: Show) -> Result<Watched, Failure> {
-    let handle = Handle::default();
-    stop_on_signals(&handle)?;
+/// Runs `graph` until it ends or `handle` stops it.
+pub fn run(graph: &Graph, config: &Config, handle: Handle, show: Show) -> Result<Watched, Failure> {
     let mut watch = Watch::new(show, handle.clone());
     let result = engine::run(graph, config, &handle, &mut |notice| watch.hear(&notice));
     watch.bar.finish_and_clear();
@@ -52,8 +50,10 @@ pub fn run(graph: &Graph, config: &Config, show: Show) -> Result<Watched, Failur
     Ok(Watched { report: result?, last_snapshot: watch.last.map(|(snapshot, _)| snapshot) })
 }
 
-/// The first SIGINT or SIGTERM asks for a last snapshot; a SIGINT after that ends the process.
-fn stop_on_signals(handle: &Handle) -> Result<(), Failure> {
+/// What signals stop: the first SIGINT or SIGTERM asks for a last snapshot; a SIGINT after that ends
+/// the process. To be called before anything else: until then a signal just ends the process.
+pub fn stop_on_signals() -> Result<Handle, Failure> {
+    let handle = Handle::default();
     let register = || -> io::Result<()> {
         // Looks at the flag before the next line's action sets it: actions run in this order.
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, handle.flag())?;
@@ -61,7 +61,8 @@ fn stop_on_signals(handle: &Handle) -> Result<(), Failure> {
         flag::register(SIGTERM, Arc::clone(&handle.flag()))?;
         Ok(())
     };
-    register().map_err(|source| Failure::Engine(Error::io("set up", "signal handlers")(source)))
+    let refused = |source| Failure::Engine(Error::io("set up", "signal handlers")(source));
+    register().map(|()| handle.clone()).map_err(refused)
 }
 
 struct Watch {
@@ -98,7 +99,7 @@ impl Watch {
     fn hear(&mut self, notice: &Notice<'_>) {
         match notice {
             Notice::Fallback(reason) => self.say(&format!(
-                "warning: io_uring cannot be used ({reason}); running on plain threads; see `tidegate doctor`"
+                "warning: running on plain threads, not under glommio: {reason}; see `tidegate doctor`"
             )),
             Notice::Warning(warning) => self.say(&format!("warning: {warning}")),
             Notice::Restored(snapshot) => self.say(&format!("going on from snapshot {snapshot}")),

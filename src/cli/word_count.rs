@@ -8,6 +8,7 @@ use tidegate::jobs::word_count::WordCount;
 
 use super::exit::Failure;
 use super::results::{EmitName, Results, Unit, rate};
+use super::watch;
 
 /// Count the words of a text, exactly once
 ///
@@ -21,7 +22,7 @@ pub struct Arguments {
     /// final: each word once with its count; updates: every new count of every word
     #[arg(long, value_enum, default_value_t = EmitName::Final, value_name = "final|updates", hide_possible_values = true)]
     emit: EmitName,
-    /// Read only so many lines per second; 0: none
+    /// Read only so many lines per second; 0: reads nothing, for ever; stop it with a signal
     #[arg(long, value_name = "LINES", value_parser = rate, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Read only the first lines
@@ -33,8 +34,10 @@ pub struct Arguments {
 
 /// Runs it.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    // First: a signal that comes while the input is looked at stops the job like any other.
+    let handle = watch::stop_on_signals()?;
     let Arguments { input, emit, rate, limit, results } = arguments;
     let job = WordCount { input, emit: emit.into(), output: results.output(), rate, limit };
     let resolved = results.resolve()?;
-    resolved.run(&job.job(&*default_disk().0)?, Unit::Lines)
+    resolved.run(&job.job(&*default_disk().0)?, handle, Unit::Lines)
 }

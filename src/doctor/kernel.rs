@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::{Check, kernel_file};
+use crate::engine::{MEMLOCK_BYTES_MIN, MEMLOCK_REMEDY, try_executor};
 
 const KERNEL_MIN: (u32, u32) = (5, 8);
-/// What one worker's executor locks.
-const MEMLOCK_BYTES_MIN: u64 = 512 * 1024;
+/// A job of a few workers with snapshots keeps a few dozen files open.
+const OPEN_FILES_MIN: u64 = 256;
 const FALLBACK: &str = "workers fall back to plain threads";
 
 pub(super) fn examine() -> Vec<Check> {
@@ -23,6 +24,8 @@ pub(super) fn examine() -> Vec<Check> {
         kernel(&release),
         io_uring(&try_ring(), kernel_file("/proc/sys/kernel/io_uring_disabled").as_deref()),
         memlock(getrlimit(Resource::Memlock).current),
+        open_files(getrlimit(Resource::Nofile).current),
+        executor(try_executor().map_err(|error| error.to_string())),
         container(&container_marks()),
     ]
 }
@@ -114,9 +117,39 @@ fn memlock(limit_bytes: Option<u64>) -> Check {
         }
         Some(bytes) => Check::warn(
             name,
-            format!("only {} KiB may be locked, io_uring needs 512; {FALLBACK}", bytes / 1024),
-            "in a shell: ulimit -l 8192 (above the hard limit as root, or in \
-             /etc/security/limits.conf); Docker: --ulimit memlock=-1; systemd: LimitMEMLOCK=infinity",
+            format!(
+                "only {} KiB may be locked, glommio asks for {}; {FALLBACK}",
+                bytes / 1024,
+                MEMLOCK_BYTES_MIN / 1024
+            ),
+            MEMLOCK_REMEDY,
+        ),
+    }
+}
+
+/// Judges the limit; none means without limit.
+fn open_files(limit: Option<u64>) -> Check {
+    let name = "open files";
+    match limit {
+        None => Check::ok(name, "unlimited"),
+        Some(files) if files >= OPEN_FILES_MIN => Check::ok(name, format!("{files} at once")),
+        Some(files) => Check::warn(
+            name,
+            format!("only {files} at once: a job with many workers may not start"),
+            "in a shell: ulimit -n 4096; Docker: --ulimit nofile=4096; systemd: LimitNOFILE=4096",
+        ),
+    }
+}
+
+/// Judges what an attempt to start an executor came to.
+fn executor(attempt: Result<(), String>) -> Check {
+    let name = "executor";
+    match attempt {
+        Ok(()) => Check::ok(name, "glommio starts one"),
+        Err(reason) => Check::warn(
+            name,
+            format!("glommio starts none ({reason}); {FALLBACK}"),
+            "mend what the checks of io_uring, memlock and open files say",
         ),
     }
 }
@@ -191,6 +224,16 @@ mod tests {
     fn locked_memory_is_enough_from_512_kib_on() {
         assert_eq!(memlock(None).status, Status::Ok);
         assert_eq!(memlock(Some(512 * 1024)).status, Status::Ok);
-        assert_eq!(memlock(Some(64 * 1024)).status, Status::Warn);
+        assert_eq!(memlock(Some(512 * 1024 - 1)).status, Status::Warn);
+    }
+
+    #[test]
+    fn an_executor_that_does_not_start_is_no_failure_and_says_why() {
+        assert_eq!(executor(Ok(())).status, Status::Ok);
+        let check = executor(Err("too little memory".into()));
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.found.contains("too little memory") && check.found.contains(FALLBACK));
+        assert_eq!(open_files(Some(16)).status, Status::Warn);
+        assert_eq!(open_files(None).status, Status::Ok);
     }
 }

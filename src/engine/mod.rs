@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use core_affinity::CoreId;
 use hdrhistogram::Histogram;
 
 use crate::clock;
@@ -23,6 +24,8 @@ use crate::graph::Graph;
 use crate::id::SnapshotId;
 use crate::inbox;
 use crate::stream::Job;
+use pool::{Kind, Pool};
+pub use pool::{MEMLOCK_BYTES_MIN, MEMLOCK_REMEDY};
 use supervisor::{Supervisor, Turn};
 
 /// Longest wait of the supervisor before it looks for a stop request.
@@ -32,7 +35,8 @@ const SUPERVISOR_WAIT: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Notice<'a> {
-    /// io_uring cannot be used, for this reason; plain threads and files are.
+    /// Workers run on plain threads, because glommio's executors do not come up: why, and how to
+    /// mend it.
     Fallback(&'a str),
     /// Something was wrong in the snapshot directory and was passed over.
     Warning(&'a str),
@@ -155,33 +159,20 @@ pub fn run(
             setting: "parallelism".into(),
             value: config.workers.to_string(),
             reason: format!(
-                "this machine gives the process {} cores, and each worker needs one; use at most \
+                "this machine gives the process {} core{}, and each worker needs one; use at most \
                  that many",
-                cores.len()
+                cores.len(),
+                if cores.len() == 1 { "" } else { "s" }
             ),
         });
     }
     let (disk, refused) = best_disk();
-    let glommio = match (config.driver, &refused) {
-        (Driver::Threads, _) => false,
-        (Driver::Auto, Some(reason)) => {
-            notice(Notice::Fallback(reason));
-            false
-        }
-        (Driver::Glommio, Some(reason)) => {
-            return Err(Error::Config {
-                setting: "driver".into(),
-                value: "glommio".into(),
-                reason: format!("io_uring cannot be used: {reason}; use driver auto or threads"),
-            });
-        }
-        (Driver::Auto | Driver::Glommio, None) => true,
-    };
+    // Before anything is opened: a driver that was asked for and is refused leaves nothing behind.
+    let pool = start_pool(config, &cores, refused, notice)?;
     let mut supervisor = match Supervisor::open(graph, config, disk, handle.clone(), notice)? {
         supervisor::Opened::Complete(report) => return Ok(*report),
         supervisor::Opened::Ready(supervisor) => supervisor,
     };
-    let pool = pool::Pool::start(config, &cores, glommio)?;
     loop {
         match supervisor.turn(clock::now_ns(), notice) {
             Turn::Start(workers) => pool.run(workers),
@@ -194,10 +185,47 @@ pub fn run(
                     Duration::from_nanos(until_ns.saturating_sub(now_ns)).min(SUPERVISOR_WAIT)
                 });
                 supervisor.wait(wait);
+                pool.lost().for_each(|(worker, error)| supervisor.lost(worker, error));
             }
             Turn::Done(result) => return result.map(|report| *report),
         }
     }
+}
+
+/// Why no executor of glommio comes up on this machine, if none does.
+///
+/// # Errors
+/// Why, and how to mend it.
+pub fn try_executor() -> Result<()> {
+    Pool::start(&Config::workers(1), &pool::cores(), Kind::Glommio).map(drop)
+}
+
+/// The threads, under glommio if that is asked for or possible.
+fn start_pool(
+    config: &Config,
+    cores: &[CoreId],
+    refused: Option<String>,
+    notice: &mut dyn FnMut(Notice<'_>),
+) -> Result<Pool> {
+    if config.driver == Driver::Threads {
+        return Pool::start(config, cores, Kind::Plain);
+    }
+    let reason = match refused {
+        Some(reason) => format!("io_uring cannot be used: {reason}"),
+        None => match Pool::start(config, cores, Kind::Glommio) {
+            Ok(pool) => return Ok(pool),
+            Err(error) => error.to_string(),
+        },
+    };
+    if config.driver == Driver::Glommio {
+        return Err(Error::Config {
+            setting: "driver".into(),
+            value: "glommio".into(),
+            reason: format!("{reason}; or use driver auto or threads"),
+        });
+    }
+    notice(Notice::Fallback(&reason));
+    Pool::start(config, cores, Kind::Plain)
 }
 
 /// The disk a caller-driven job should use by default, and why it is not io_uring's.

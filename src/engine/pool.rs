@@ -3,7 +3,13 @@
 //!
 //! Under glommio each thread runs one executor that owns the thread's pinning, timers and sleep
 //! (its io_uring wakes it); the worker itself is one future that steps synchronously and yields only
-//! to wait. Where io_uring is refused the same loop runs on a plain pinned thread.
+//! to wait. Where io_uring is refused, or an executor does not come up, the same loop runs on a
+//! plain pinned thread.
+//!
+//! Invariants
+//! - A pool that was started has all of its threads up: what keeps an executor from coming up is
+//!   an error of the start, not a worker that never steps.
+//! - A thread that ends before its pool is told to the supervisor, which would wait for it for ever.
 
 #![expect(clippy::disallowed_methods, reason = "the engine is the one home of threads")]
 
@@ -11,16 +17,29 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::Poll;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use core_affinity::CoreId;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{GlommioError, LocalExecutorBuilder, Placement};
+use rustix::process::{Resource, getrlimit};
 
 use super::park::{Signal, Wait, Waiting, made_work};
 use crate::clock;
 use crate::config::{Config, Idle};
 use crate::error::{Error, Result};
+use crate::guard;
+use crate::id::WorkerId;
 use crate::worker::{Step, Worker};
+
+/// glommio starts no executor where less may be locked, whoever asks and whatever it needs.
+pub const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
+/// What to do about it.
+pub const MEMLOCK_REMEDY: &str = "in a shell: ulimit -l 8192 (above the hard limit as root, or in \
+    /etc/security/limits.conf); Docker: --ulimit memlock=-1; systemd: LimitMEMLOCK=infinity";
+/// Memory that an executor registers with its rings for glommio's own file I/O, which nothing here
+/// uses: the least it takes (it asks for 10 MiB by default, all of it resident).
+const IO_MEMORY_BYTES: usize = 64 << 10;
 
 /// The cores this process may use.
 pub fn cores() -> Vec<CoreId> {
@@ -30,59 +49,63 @@ pub fn cores() -> Vec<CoreId> {
     })
 }
 
+/// What steps a worker on its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A glommio executor.
+    Glommio,
+    /// A loop.
+    Plain,
+}
+
 /// The threads.
 pub struct Pool {
-    mailboxes: Vec<Sender<Worker>>,
+    threads: Vec<Thread>,
     signals: Arc<[Signal]>,
-    threads: Vec<Box<dyn Join>>,
 }
 
-/// Something to wait for at the end.
-trait Join {
-    fn join(self: Box<Self>);
-}
-
-impl Join for std::thread::JoinHandle<()> {
-    fn join(self: Box<Self>) {
-        _ = std::thread::JoinHandle::join(*self);
-    }
-}
-
-impl Join for glommio::ExecutorJoinHandle<()> {
-    fn join(self: Box<Self>) {
-        _ = glommio::ExecutorJoinHandle::join(*self);
-    }
+/// One of them.
+struct Thread {
+    mailbox: Sender<Worker>,
+    /// That it came up, or why it ended before the pool.
+    word: Receiver<Result<()>>,
+    handle: JoinHandle<()>,
 }
 
 impl Pool {
-    /// Starts one thread per worker, pinned to the first cores of `cores`.
+    /// Starts one thread per worker, pinned to the first cores of `cores`. Returns when all of them
+    /// wait for their workers.
     ///
     /// # Errors
-    /// A thread or executor cannot be started.
-    pub fn start(config: &Config, cores: &[CoreId], glommio: bool) -> Result<Self> {
+    /// A thread or an executor does not come up; then none is left.
+    pub fn start(config: &Config, cores: &[CoreId], kind: Kind) -> Result<Self> {
         let signals: Arc<[Signal]> = (0..config.workers).map(|_| Signal::default()).collect();
-        let mut pool = Self { mailboxes: Vec::new(), signals, threads: Vec::new() };
+        let mut pool = Self { threads: Vec::new(), signals };
         for (index, core) in cores.iter().copied().enumerate().take(config.workers) {
             let (mailbox, workers) = channel();
-            let seat = Seat { index, signals: pool.signals.clone(), idle: config.idle, workers };
-            let name = format!("tidegate-{index}");
-            let thread: Box<dyn Join> = if glommio {
-                Box::new(start_glommio(name, core, seat)?)
-            } else {
-                Box::new(start_thread(name, core, seat)?)
-            };
-            pool.mailboxes.push(mailbox);
-            pool.threads.push(thread);
+            let (teller, word) = channel();
+            let signals = pool.signals.clone();
+            let seat = Seat { index, core, signals, idle: config.idle, workers, teller };
+            let handle = spawn(seat, kind)?;
+            let up = word.recv();
+            pool.threads.push(Thread { mailbox, word, handle });
+            up.expect("a thread says that it is up, or why not")?;
         }
         Ok(pool)
     }
 
-    /// Hands each thread its worker.
+    /// Hands each thread its worker. One that has ended takes none: see [`lost`](Self::lost).
     pub fn run(&self, workers: Vec<Worker>) {
         for worker in workers {
-            let mailbox = &self.mailboxes[worker.id().0];
-            assert!(mailbox.send(worker).is_ok(), "a thread takes workers until the pool is gone");
+            let index = worker.id().0;
+            _ = self.threads[index].mailbox.send(worker);
         }
+    }
+
+    /// Workers whose thread has ended though the pool has not, each told once.
+    pub fn lost(&self) -> impl Iterator<Item = (WorkerId, Error)> + '_ {
+        let words = self.threads.iter().map(|thread| thread.word.try_recv());
+        words.enumerate().filter_map(|(index, word)| Some((WorkerId(index), word.ok()?.err()?)))
     }
 
     /// Wakes every worker that parks: there are commands.
@@ -94,17 +117,20 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.mailboxes.clear();
-        self.threads.drain(..).for_each(Join::join);
+        // A closed mailbox ends its thread.
+        let handles = self.threads.drain(..).map(|thread| thread.handle);
+        handles.collect::<Vec<_>>().into_iter().for_each(|handle| _ = handle.join());
     }
 }
 
 /// What a thread needs.
 struct Seat {
     index: usize,
+    core: CoreId,
     signals: Arc<[Signal]>,
     idle: Idle,
     workers: Receiver<Worker>,
+    teller: Sender<Result<()>>,
 }
 
 impl Seat {
@@ -125,37 +151,51 @@ impl Seat {
     }
 }
 
-fn start_thread(name: String, core: CoreId, seat: Seat) -> Result<std::thread::JoinHandle<()>> {
+/// Starts the thread of `seat`.
+fn spawn(seat: Seat, kind: Kind) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(format!("tidegate-{}", seat.index));
     let body = move || {
-        core_affinity::set_for_current(core);
-        _ = seat.signal().thread.set(std::thread::current());
-        while let Ok(mut worker) = seat.workers.recv() {
-            let mut waiting = Waiting::new(seat.idle);
-            while let Some(wait) = seat.step(&mut worker, &mut waiting) {
-                match wait {
-                    Wait::Not => {}
-                    Wait::GiveWay => std::thread::yield_now(),
-                    Wait::Park(time) => {
-                        if seat.signal().is_parked() {
-                            std::thread::park_timeout(time);
-                        }
-                        waiting.woken(seat.signal());
+        let ended = guard::caught(|| match kind {
+            Kind::Plain => run_plain(&seat),
+            Kind::Glommio => run_glommio(&seat),
+        });
+        let lost = |reason| Err(Error::WorkerLost { worker: seat.index, reason });
+        if let Err(error) = ended.unwrap_or_else(lost) {
+            _ = seat.teller.send(Err(error));
+        }
+    };
+    thread.spawn(body).map_err(Error::io("start", "a worker thread"))
+}
+
+fn run_plain(seat: &Seat) -> Result<()> {
+    core_affinity::set_for_current(seat.core);
+    _ = seat.signal().thread.set(std::thread::current());
+    _ = seat.teller.send(Ok(()));
+    while let Ok(mut worker) = seat.workers.recv() {
+        let mut waiting = Waiting::new(seat.idle);
+        while let Some(wait) = seat.step(&mut worker, &mut waiting) {
+            match wait {
+                Wait::Not => {}
+                Wait::GiveWay => std::thread::yield_now(),
+                Wait::Park(time) => {
+                    if seat.signal().is_parked() {
+                        std::thread::park_timeout(time);
                     }
+                    waiting.woken(seat.signal());
                 }
             }
         }
-    };
-    let thread = std::thread::Builder::new().name(name).spawn(body);
-    thread.map_err(Error::io("start", "a worker thread"))
+    }
+    Ok(())
 }
 
-fn start_glommio(
-    name: String,
-    core: CoreId,
-    seat: Seat,
-) -> Result<glommio::ExecutorJoinHandle<()>> {
-    let builder = LocalExecutorBuilder::new(Placement::Fixed(core.id)).name(&name);
-    let executor = builder.spawn(move || async move {
+/// The executor is made on its thread by hand: where `LocalExecutorBuilder::spawn` cannot make it,
+/// only a join says so.
+fn run_glommio(seat: &Seat) -> Result<()> {
+    let builder = LocalExecutorBuilder::new(Placement::Fixed(seat.core.id));
+    let executor = builder.io_memory(IO_MEMORY_BYTES).make().map_err(refused)?;
+    _ = seat.teller.send(Ok(()));
+    executor.run(async {
         while let Ok(mut worker) = seat.workers.recv() {
             let mut waiting = Waiting::new(seat.idle);
             while let Some(wait) = seat.step(&mut worker, &mut waiting) {
@@ -170,9 +210,20 @@ fn start_glommio(
             }
         }
     });
-    executor.map_err(|error| {
-        Error::io("start", "a glommio executor")(std::io::Error::other(error.to_string()))
-    })
+    Ok(())
+}
+
+/// Why there is no executor, and what to do.
+fn refused(error: GlommioError<()>) -> Error {
+    let limit = getrlimit(Resource::Memlock).current;
+    match limit.filter(|limit| *limit < MEMLOCK_BYTES_MIN) {
+        Some(limit) => Error::Limit {
+            what: format!("the memory that glommio locks, {} KiB,", MEMLOCK_BYTES_MIN / 1024),
+            limit: format!("{} KiB (RLIMIT_MEMLOCK)", limit / 1024),
+            remedy: MEMLOCK_REMEDY.into(),
+        },
+        None => Error::io("start", "a glommio executor")(error.into()),
+    }
 }
 
 /// Sleeps in the executor until the signal comes or `time` is over.
@@ -186,4 +237,38 @@ async fn park(signal: &Signal, time: Duration) {
         timer.as_mut().poll(context)
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(kind: Kind) -> Result<Pool> {
+        Pool::start(&Config::workers(1), &cores(), kind)
+    }
+
+    #[test]
+    fn a_pool_that_was_started_has_threads_that_take_workers() {
+        for kind in [Kind::Plain, Kind::Glommio] {
+            let Ok(pool) = start(kind) else {
+                assert_eq!(kind, Kind::Glommio, "plain threads start anywhere");
+                continue;
+            };
+            assert_eq!(pool.threads.len(), 1);
+            assert_eq!(pool.lost().count(), 0);
+        }
+    }
+
+    /// The thread ended after its pool was started, and the supervisor waited for it for ever.
+    #[test]
+    fn a_thread_that_ends_before_its_pool_is_told_once() {
+        let mut pool = start(Kind::Plain).expect("a thread");
+        let (teller, word) = channel();
+        let reason = "as asked".to_string();
+        teller.send(Err(Error::WorkerLost { worker: 0, reason })).expect("a receiver");
+        pool.threads[0].word = word;
+        let lost: Vec<String> = pool.lost().map(|(_, error)| error.to_string()).collect();
+        assert_eq!(lost, ["the thread of worker 0 has ended: as asked; run the job again"]);
+        assert_eq!(pool.lost().count(), 0);
+    }
 }

@@ -16,7 +16,8 @@
 
 mod restore;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,7 +38,7 @@ use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
 use crate::spill::remove_leftovers;
 use crate::store::{
-    JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store,
+    JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store, list,
 };
 use crate::task::Task;
 use crate::worker::{Command, Event, Worker};
@@ -108,7 +109,7 @@ pub struct Supervisor<'g> {
     events: (Sender<Event>, Receiver<Event>),
     arrived: Option<Event>,
     /// Workers of this attempt that have not stopped.
-    alive: usize,
+    alive: BTreeSet<WorkerId>,
     failures: u32,
     /// Snapshots from this one on are triggered after this attempt's workers were told to commit an
     /// earlier one: if one of them completes, they could.
@@ -139,7 +140,8 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
 
 /// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
 /// instead is committed again under a new id: restoring it takes back what sinks published since, so
-/// the skipped one must not come back as the newest, should it be readable another time.
+/// the skipped one must not come back as the newest, should it be readable another time. What was
+/// skipped is then put aside, as evidence that does not count.
 fn hold(
     disk: &Arc<dyn Disk>,
     snapshots: &Snapshots,
@@ -150,11 +152,43 @@ fn hold(
     opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
     let (mut store, mut newest) = (opened.store, opened.newest);
     if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
+        let before = newest.id();
         newest.snapshot = store.next_snapshot().0;
         newest.generation = store.generation();
         store.commit(newest)?;
+        notice(Notice::Warning(&format!(
+            "the job goes on from snapshot {before} instead, which from now on is number {}",
+            newest.snapshot
+        )));
+    }
+    match store.put_aside(&opened.skipped) {
+        Ok(()) if opened.skipped.is_empty() => {}
+        Ok(()) => notice(Notice::Warning(
+            "what cannot be restored is kept under names that end in .passed-over; delete them when \
+             you do not want to look into it any more",
+        )),
+        Err(error) => notice(Notice::Warning(&error.to_string())),
     }
     Ok((store, newest))
+}
+
+/// A directory that had snapshots and has none any more was deleted under the job. In a new one it
+/// would begin anew, and results that sinks have published would come twice.
+fn refuse_emptied(disk: &dyn Disk, path: &Path, newest: SnapshotId) -> Result<()> {
+    let is_there = match list(disk, path) {
+        Ok(snapshots) => !snapshots.is_empty(),
+        Err(Error::Directory { .. }) => false,
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if is_there {
+        return Ok(());
+    }
+    let reason = format!(
+        "its snapshots are gone, it was deleted or emptied while the job ran; put it back (snapshot \
+         {newest} was the newest), or start over with new snapshot and output directories"
+    );
+    Err(Error::Directory { path: path.to_path_buf(), reason })
 }
 
 impl<'g> Supervisor<'g> {
@@ -212,7 +246,7 @@ impl<'g> Supervisor<'g> {
             told: false,
             events: channel(),
             arrived: None,
-            alive: 0,
+            alive: BTreeSet::new(),
             failures: 0,
             proven_from: None,
             started_ns: clock::now_ns(),
@@ -254,7 +288,7 @@ impl<'g> Supervisor<'g> {
             Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
         }
         notice(Notice::Tick);
-        if self.alive == 0 {
+        if self.alive.is_empty() {
             match std::mem::replace(&mut self.phase, Phase::Over) {
                 Phase::Ending(end) => return Turn::Done(Ok(self.reported(end))),
                 Phase::Stopping(error) => return self.pause_or_fail(error, now_ns, notice),
@@ -279,7 +313,7 @@ impl<'g> Supervisor<'g> {
     fn start(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Turn {
         match self.workers(now_ns, notice) {
             Ok(workers) => {
-                self.alive = workers.len();
+                self.alive = workers.iter().map(Worker::id).collect();
                 self.phase = Phase::Running;
                 Turn::Start(workers)
             }
@@ -327,16 +361,12 @@ impl<'g> Supervisor<'g> {
                 self.coordinator.task_finished(attempt, now_ns);
                 Vec::new()
             }
-            Event::Failed(_, attempt, error) if attempt == self.attempt => {
-                self.alive -= 1;
-                if !matches!(self.phase, Phase::Stopping(_)) {
-                    self.tell(Command::Stop);
-                    self.phase = Phase::Stopping(error);
-                }
+            Event::Failed(worker, attempt, error) if attempt == self.attempt => {
+                self.failed(worker, error);
                 Vec::new()
             }
-            Event::Stopped(_, attempt, measured) if attempt == self.attempt => {
-                self.alive -= 1;
+            Event::Stopped(worker, attempt, measured) if attempt == self.attempt => {
+                self.alive.remove(&worker);
                 _ = self.report.capture_ns.add(&measured.capture_ns);
                 self.report.inputs += measured.inputs;
                 Vec::new()
@@ -345,6 +375,22 @@ impl<'g> Supervisor<'g> {
         };
         if matches!(self.phase, Phase::Running) {
             self.act(actions, now_ns, notice);
+        }
+    }
+
+    /// The thread of `worker` has ended. Unless the worker had stopped before, the job fails:
+    /// nothing else would ever be heard of it.
+    pub fn lost(&mut self, worker: WorkerId, error: Error) {
+        if self.alive.contains(&worker) {
+            self.failed(worker, error);
+        }
+    }
+
+    fn failed(&mut self, worker: WorkerId, error: Error) {
+        self.alive.remove(&worker);
+        if !matches!(self.phase, Phase::Stopping(_)) {
+            self.tell(Command::Stop);
+            self.phase = Phase::Stopping(error);
         }
     }
 
@@ -458,6 +504,9 @@ impl<'g> Supervisor<'g> {
     fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
         let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
         self.store = None; // gives up the lock
+        if let Some(newest) = &self.newest {
+            refuse_emptied(&*self.disk, &snapshots.directory, newest.id())?;
+        }
         let held = hold(&self.disk, snapshots, &self.identity, notice)?;
         (self.store, self.newest) = (Some(held.0), held.1);
         Ok(())
@@ -470,5 +519,34 @@ impl<'g> Supervisor<'g> {
         report.elapsed = Duration::from_nanos(clock::now_ns() - self.started_ns);
         report.cadence = self.coordinator.cadence();
         Box::new(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::operator::sink::Collect;
+    use crate::operator::source::Items;
+    use crate::stream::Job;
+
+    /// The executor of a worker died, and the job waited for its worker for ever.
+    #[test]
+    fn a_worker_whose_thread_has_ended_fails_the_job() {
+        let job = Job::new("lost");
+        let (sink, _results) = Collect::new();
+        job.source("numbers", Items::new("numbers", || 0..9_u64)).sink("out", sink);
+        let graph = job.build().expect("a job");
+        let (config, handle) = (Config::workers(1), Handle::default());
+        let disk = Arc::new(MemoryDisk::new(1));
+        let opened = Supervisor::open(&graph, &config, disk, handle, &mut |_| {});
+        let Ok(Opened::Ready(mut supervisor)) = opened else { panic!("a new job is ready") };
+        let Turn::Start(workers) = supervisor.turn(0, &mut |_| {}) else { panic!("no workers") };
+        drop(workers);
+        let error = || Error::WorkerLost { worker: 0, reason: "as asked".into() };
+        supervisor.lost(WorkerId(0), error());
+        supervisor.lost(WorkerId(0), error());
+        let Turn::Done(Err(found)) = supervisor.turn(1, &mut |_| {}) else { panic!("it goes on") };
+        assert_eq!(found.to_string(), error().to_string());
     }
 }

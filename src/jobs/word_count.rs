@@ -58,6 +58,10 @@ impl WordCount {
     /// The input is missing, empty or unreadable.
     pub fn job(&self, disk: &dyn Disk) -> Result<Graph> {
         let job = Job::new("word-count");
+        // The names of the options, by which a snapshot directory of another job is refused.
+        let emit = if self.emit == Emit::Final { "final" } else { "updates" };
+        job.parameter("--emit", emit);
+        job.parameter("--limit", self.limit.map_or("none".into(), |limit| limit.to_string()));
         let decode =
             |line: &[u8], out: &mut Vec<Word>| out.extend(words(line).map(Word::from_slice));
         let words = match &self.input {

@@ -7,13 +7,27 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::layout::{Name, manifest_name};
+use super::layout::{JOB, Name};
 use super::manifest::{JobIdentity, Manifest};
 use super::open::{is_missing, read_generation, read_job};
 use super::read;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
+
+/// Whether a snapshot counts.
+#[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// As it was written.
+    Whole,
+    /// Not as it was written.
+    Damaged,
+    /// Written by a newer program: this one cannot tell.
+    Newer,
+    /// It could not be restored once, and was put aside; kept as evidence only.
+    PassedOver,
+}
 
 /// One snapshot of a directory.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
@@ -24,6 +38,8 @@ pub struct SnapshotInfo {
     pub file: String,
     /// What the manifest says; `None` if it cannot be read.
     pub manifest: Option<Manifest>,
+    /// Whether it counts, as far as it was looked at.
+    pub condition: Condition,
     /// What is wrong with it; `None` if nothing that was looked at is.
     pub problem: Option<String>,
 }
@@ -56,13 +72,18 @@ impl Report {
 /// The snapshots in a directory, oldest first. Reads manifests, not parts.
 ///
 /// # Errors
-/// If the directory cannot be listed.
+/// If the directory cannot be listed or is no snapshot directory.
 pub fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotInfo>> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    let is_ours = |name: &String| name == JOB || matches!(Name::of(name), Name::Manifest(_));
+    if !names.iter().any(is_ours) {
+        let reason = "it is none: there is neither a JOB file nor a snapshot in it".into();
+        return Err(Error::Directory { path: dir.to_path_buf(), reason });
+    }
     let mut snapshots: Vec<SnapshotInfo> = names
         .iter()
         .filter_map(|name| match Name::of(name) {
-            Name::Manifest(id) => info(disk, dir, id),
+            Name::Manifest(id) | Name::PassedOver(id) => info(disk, dir, name, id),
             Name::Fixed | Name::Part { .. } | Name::Temporary | Name::Foreign => None,
         })
         .collect();
@@ -71,13 +92,20 @@ pub fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotInfo>> {
 }
 
 /// `None` if the snapshot is gone.
-fn info(disk: &dyn Disk, dir: &Path, id: SnapshotId) -> Option<SnapshotInfo> {
-    let (manifest, problem) = match read::manifest(disk, dir, id) {
-        Ok(manifest) => (Some(manifest), None),
-        Err(error) if is_missing(&error) => return None,
-        Err(error) => (None, Some(error.to_string())),
+fn info(disk: &dyn Disk, dir: &Path, name: &str, id: SnapshotId) -> Option<SnapshotInfo> {
+    let found = read::manifest_in(disk, &dir.join(name), id);
+    let mut condition = match &found {
+        Ok(_) => Condition::Whole,
+        Err(error) if is_missing(error) => return None,
+        Err(Error::Newer { .. }) => Condition::Newer,
+        Err(_) => Condition::Damaged,
     };
-    Some(SnapshotInfo { snapshot: id.0, file: manifest_name(id), manifest, problem })
+    if matches!(Name::of(name), Name::PassedOver(_)) {
+        condition = Condition::PassedOver;
+    }
+    let problem = found.as_ref().err().map(ToString::to_string);
+    let (snapshot, file, manifest) = (id.0, name.to_owned(), found.ok());
+    Some(SnapshotInfo { snapshot, file, manifest, condition, problem })
 }
 
 /// The manifest of one snapshot. Reads no part.
@@ -91,22 +119,26 @@ pub fn show(disk: &dyn Disk, dir: &Path, snapshot: SnapshotId) -> Result<Manifes
 /// Reads every byte that any manifest in the directory names.
 ///
 /// # Errors
-/// If the directory cannot be listed. Damage is in the report.
+/// If the directory cannot be listed or is no snapshot directory. Damage is in the report.
 pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     let mut snapshots = Vec::new();
     let mut verified_bytes = 0;
     for mut info in list(disk, dir)? {
-        if let Some(manifest) = &info.manifest {
+        if let (Some(manifest), Condition::Whole) = (&info.manifest, info.condition) {
             match read::verify_parts(disk, dir, manifest) {
                 Ok(()) => verified_bytes += manifest.state_bytes(),
                 Err(_) if disk.len(&dir.join(&info.file)).is_err() => continue,
-                Err(error) => info.problem = Some(error.to_string()),
+                Err(error) => {
+                    let is_newer = matches!(error, Error::Newer { .. });
+                    info.condition = if is_newer { Condition::Newer } else { Condition::Damaged };
+                    info.problem = Some(error.to_string());
+                }
             }
         }
         snapshots.push(info);
     }
-    let mut problems: Vec<String> =
-        snapshots.iter().filter_map(|info| info.problem.clone()).collect();
+    let counting = snapshots.iter().filter(|info| info.condition != Condition::PassedOver);
+    let mut problems: Vec<String> = counting.filter_map(|info| info.problem.clone()).collect();
     let job = note(read_job(disk, dir), &mut problems);
     let generation = note(read_generation(disk, dir), &mut problems).map(|found| found.generation);
     let directory = dir.to_path_buf();

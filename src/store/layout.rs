@@ -11,6 +11,7 @@ pub(super) const LOCK: &str = "LOCK";
 pub(super) const JOB: &str = "JOB";
 pub(super) const GENERATION: &str = "GENERATION";
 const TEMPORARY: &str = ".tmp";
+const PASSED_OVER: &str = ".passed-over";
 
 /// What a file is, told from its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(super) enum Name {
     /// LOCK, JOB or GENERATION.
     Fixed,
     Manifest(SnapshotId),
+    /// A manifest that could not be restored and was put aside.
+    PassedOver(SnapshotId),
     Part {
         generation: u64,
     },
@@ -32,11 +35,16 @@ impl Name {
         if let Some(base) = name.strip_suffix(TEMPORARY) {
             return match Self::of(base) {
                 Self::Fixed | Self::Manifest(_) => Self::Temporary,
-                Self::Part { .. } | Self::Temporary | Self::Foreign => Self::Foreign,
+                Self::PassedOver(_) | Self::Part { .. } | Self::Temporary | Self::Foreign => {
+                    Self::Foreign
+                }
             };
         }
         if [LOCK, JOB, GENERATION].contains(&name) {
             return Self::Fixed;
+        }
+        if let Some(id) = name.strip_suffix(PASSED_OVER).and_then(manifest_id) {
+            return Self::PassedOver(id);
         }
         manifest_id(name)
             .map(Self::Manifest)
@@ -65,6 +73,10 @@ fn number(digits: &str) -> Option<u64> {
 
 pub(super) fn manifest_name(snapshot: SnapshotId) -> String {
     format!("snapshot-{:020}.manifest", snapshot.0)
+}
+
+pub(super) fn passed_over_name(snapshot: SnapshotId) -> String {
+    format!("{}{PASSED_OVER}", manifest_name(snapshot))
 }
 
 pub(super) fn part_name(
@@ -97,7 +109,7 @@ pub(super) fn refused(
             let free = free.map_or(String::new(), |bytes| format!("{bytes} bytes are free; "));
             format!("{free}make room, or name another snapshot directory")
         }
-        _ => return Error::Io { action, path, source },
+        _ => return Error::io(action, path)(source),
     };
     let source = io::Error::new(source.kind(), format!("{source}; {remedy}"));
     Error::Io { action, path, source }
@@ -132,6 +144,9 @@ mod tests {
         assert_eq!(Name::of("JOB"), Name::Fixed);
         assert_eq!(Name::of(&manifest_name(SnapshotId(7))), Name::Manifest(SnapshotId(7)));
         assert_eq!(Name::of(&temporary(&manifest_name(SnapshotId(7)))), Name::Temporary);
+        let aside = passed_over_name(SnapshotId(7));
+        assert_eq!(Name::of(&aside), Name::PassedOver(SnapshotId(7)));
+        assert_eq!(Name::of(&temporary(&aside)), Name::Foreign);
         let part = part_name(WorkerId(3), 4, Attempt(5), 6);
         assert_eq!(Name::of(&part), Name::Part { generation: 4 });
         for foreign in [

@@ -11,6 +11,7 @@
 //!                                       replaced by every open
 //! worker-<w>-<generation>-<attempt>-<n>.part    segment: parts at multiples of 4096
 //! snapshot-<20 digits>.manifest         frame "manifest": JSON of Manifest
+//! snapshot-<20 digits>.manifest.passed-over     one that could not be restored, put aside
 //! *.tmp                                 not decided yet; removed by the next open
 //! ```
 //!
@@ -59,7 +60,7 @@ use crate::disk::{Disk, DiskLock};
 use crate::error::Result;
 use crate::id::{Attempt, SnapshotId, StateSlot, WorkerId};
 
-pub use inspect::{Report, SnapshotInfo, list, show, verify};
+pub use inspect::{Condition, Report, SnapshotInfo, list, show, verify};
 pub use manifest::{JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef};
 pub use part::{PARTS_MAX, PartWriter};
 
@@ -117,6 +118,8 @@ pub struct Opened {
     /// it under a new id *before* undoing anything that belongs to the skipped one, for that one may
     /// be readable again at the next open.
     pub fell_back: bool,
+    /// Snapshots that were skipped, for [`Store::put_aside`].
+    pub skipped: Vec<SnapshotId>,
 }
 
 /// One share of one operator's state, as it was appended.
@@ -156,7 +159,7 @@ impl Store {
     /// [`Newer`](crate::error::Error::Newer): made by a newer program.
     /// [`NothingToRestore`](crate::error::Error::NothingToRestore): manifests, none usable.
     /// [`Corrupt`](crate::error::Error::Corrupt): neither JOB nor any manifest says whose it is.
-    /// [`Output`](crate::error::Error::Output): not a directory for snapshots at all.
+    /// [`Directory`](crate::error::Error::Directory): not a directory for snapshots at all.
     /// [`Io`](crate::error::Error::Io): what the system says.
     pub fn open_with(
         disk: Arc<dyn Disk>,
@@ -171,6 +174,27 @@ impl Store {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.directory.generation
+    }
+
+    /// Gives manifests that were skipped another name: they count no more, so that they are neither
+    /// warned of at every open nor come back, and are kept as evidence with the segments they name,
+    /// until a person deletes them. To be called once a newer snapshot, or the one restored in their
+    /// place, is durable; a crash in between only means that they are skipped again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn put_aside(&self, skipped: &[SnapshotId]) -> Result<()> {
+        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
+        for &id in skipped {
+            let path = dir.join(layout::manifest_name(id));
+            let aside = dir.join(layout::passed_over_name(id));
+            let renamed = disk.rename(&path, &aside);
+            renamed.map_err(|source| layout::refused(disk, "put aside", path, source))?;
+        }
+        if skipped.is_empty() {
+            return Ok(());
+        }
+        disk.sync_dir(dir).map_err(|source| layout::refused(disk, "sync", dir, source))
     }
 
     /// The first id this process may use, or the one after the last that was tried to commit:

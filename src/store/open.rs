@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::collect::Kept;
-use super::layout::{GENERATION, JOB, LOCK, Name, manifest_name, refused, replace};
+use super::layout::{
+    GENERATION, JOB, LOCK, Name, manifest_name, passed_over_name, refused, replace,
+};
 use super::manifest::{JobIdentity, Manifest, bytes_to_frame, from_frame, single_frame, to_frame};
 use super::segment::{Directory, Known, Table};
 use super::{Opened, RETENTION_MIN, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
@@ -39,6 +41,7 @@ struct Contents {
     names: Vec<String>,
     /// Oldest first.
     manifests: Vec<SnapshotId>,
+    passed_over: Vec<SnapshotId>,
     parts: Vec<String>,
     temporaries: Vec<String>,
     foreign: Vec<String>,
@@ -57,6 +60,7 @@ struct Found {
     unreadable: bool,
     /// A snapshot newer than `newest` was skipped.
     fell_back: bool,
+    skipped: Vec<SnapshotId>,
     warnings: Vec<String>,
 }
 
@@ -98,14 +102,20 @@ pub(super) fn open(
         }),
         kept: found.kept,
     };
-    Ok(Opened { store, newest: found.newest, warnings: found.warnings, fell_back: found.fell_back })
+    Ok(Opened {
+        store,
+        newest: found.newest,
+        warnings: found.warnings,
+        fell_back: found.fell_back,
+        skipped: found.skipped,
+    })
 }
 
 fn create_directory(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.create_dir_all(dir).map_err(|source| match source.kind() {
-        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::Output {
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::Directory {
             path: dir.to_path_buf(),
-            reason: "is or lies below a file that is not a directory; name another snapshot \
+            reason: "it is or lies below a file that is not a directory; name another snapshot \
                      directory"
                 .into(),
         },
@@ -121,6 +131,7 @@ fn read_contents(disk: &dyn Disk, dir: &Path) -> Result<Contents> {
         match Name::of(name) {
             Name::Fixed => {}
             Name::Manifest(id) => contents.manifests.push(id),
+            Name::PassedOver(id) => contents.passed_over.push(id),
             Name::Part { generation } => {
                 contents.generation_max = contents.generation_max.max(generation);
                 contents.parts.push(name.clone());
@@ -139,10 +150,10 @@ fn read_contents(disk: &dyn Disk, dir: &Path) -> Result<Contents> {
 fn check_foreign(contents: &Contents, dir: &Path) -> Result<()> {
     let foreign = contents.foreign.iter().find(|name| *name != "lost+found");
     match foreign {
-        Some(name) if !contents.has(JOB) => Err(Error::Output {
+        Some(name) if !contents.has(JOB) => Err(Error::Directory {
             path: dir.to_path_buf(),
             reason: format!(
-                "holds '{name}', which is not of a snapshot directory; name a new or empty directory"
+                "it holds '{name}', which is not of a snapshot directory; name a new or empty directory"
             ),
         }),
         _ => Ok(()),
@@ -225,7 +236,7 @@ pub(super) fn read_job(disk: &dyn Disk, dir: &Path) -> Result<JobIdentity> {
 /// The first thing that differs.
 fn difference(found: &JobIdentity, expected: &JobIdentity) -> Option<String> {
     if found.name != expected.name {
-        return Some(format!("found job '{}', expected '{}'", found.name, expected.name));
+        return Some(format!("job '{}', not '{}'", found.name, expected.name));
     }
     if found.fingerprint == expected.fingerprint {
         return None;
@@ -233,12 +244,30 @@ fn difference(found: &JobIdentity, expected: &JobIdentity) -> Option<String> {
     let (mut old, mut new) = (found.fingerprint.lines(), expected.fingerprint.lines());
     loop {
         match (old.next(), new.next()) {
-            (None, None) => return Some("found and expected differ in line ends".into()),
+            (None, None) => return Some("they differ in line ends".into()),
             (old, new) if old == new => {}
-            (old, new) => {
-                let name = |line: Option<&str>| line.map_or("nothing".into(), |l| format!("'{l}'"));
-                return Some(format!("found {}, expected {}", name(old), name(new)));
-            }
+            (old, new) => return Some(in_words(old.unwrap_or_default(), new.unwrap_or_default())),
+        }
+    }
+}
+
+/// Two lines of a fingerprint that should be the same, as what the user gave.
+fn in_words(old: &str, new: &str) -> String {
+    fn cut<'a>(line: &'a str, prefix: &str, middle: &str) -> Option<(&'a str, &'a str)> {
+        line.strip_prefix(prefix)?.split_once(middle)
+    }
+    let parameter = |line| cut(line, "parameter ", ": ");
+    let source = |line| cut(line, "operator '", "': source ");
+    match (parameter(old), parameter(new), source(old), source(new)) {
+        (Some((name, before)), Some((same, now)), ..) if name == same => {
+            format!("{name} was {before}, and now is {now}")
+        }
+        (.., Some((name, before)), Some((same, now))) if name == same => {
+            format!("its input '{name}' was {before}, and now is {now}")
+        }
+        _ => {
+            let [old, new] = [old, new].map(|line| if line.is_empty() { "nothing" } else { line });
+            format!("it was made of other operators: with {old}, now with {new}")
         }
     }
 }
@@ -280,6 +309,12 @@ fn find_newest(
             }
         }
     }
+    for &id in &contents.passed_over {
+        // What an unreadable one names is not known, so nothing can be kept for it.
+        if let Ok(manifest) = read::manifest_in(disk, &dir.join(passed_over_name(id)), id) {
+            found.pinned.extend(Kept::of(&manifest).files);
+        }
+    }
     if found.newest.is_none() && !found.warnings.is_empty() {
         let reason = found.warnings.join("; ");
         return Err(Error::NothingToRestore { path: dir.to_path_buf(), reason });
@@ -301,6 +336,7 @@ impl Found {
         if !damaged {
             return Err(error);
         }
+        self.skipped.push(id);
         self.fell_back |= self.newest.is_none();
         let role = if self.newest.is_some() { "older " } else { "" };
         self.warnings.push(format!("{role}snapshot {id} cannot be restored: {error}"));

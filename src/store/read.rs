@@ -12,9 +12,13 @@ use crate::id::SnapshotId;
 
 /// The manifest of a snapshot; its parts are not looked at.
 pub(super) fn manifest(disk: &dyn Disk, dir: &Path, snapshot: SnapshotId) -> Result<Manifest> {
-    let path = dir.join(manifest_name(snapshot));
-    let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
-    let (framed, manifest): (_, Manifest) = from_frame(&path, FrameKind::Manifest, &bytes)?;
+    manifest_in(disk, &dir.join(manifest_name(snapshot)), snapshot)
+}
+
+/// The same, of a manifest that goes by another name.
+pub(super) fn manifest_in(disk: &dyn Disk, path: &Path, snapshot: SnapshotId) -> Result<Manifest> {
+    let bytes = disk.read(path).map_err(Error::io("read", path))?;
+    let (framed, manifest): (_, Manifest) = from_frame(path, FrameKind::Manifest, &bytes)?;
     if framed != snapshot || manifest.id() != snapshot {
         let found = manifest.snapshot;
         return Err(Error::corrupt(path, 16, format!("holds snapshot {found}, not {snapshot}")));

@@ -17,6 +17,7 @@ use crate::common::{count_words, graph};
 const PATIENCE_NS: u64 = 60_000_000_000;
 
 /// How a process ended.
+#[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: Vec<u8>,

@@ -79,6 +79,17 @@ impl LineSplitter {
         Ok(Some(result))
     }
 
+    /// Passes over the rest of a line, whatever its length. False if the chunk does not have its end.
+    pub fn skip_line(&mut self) -> bool {
+        assert!(self.carry.is_empty(), "a line is skipped whole or not at all");
+        let rest = &self.chunk[self.position..];
+        let (end, found) =
+            memchr::memchr(b'\n', rest).map_or((rest.len(), false), |at| (at + 1, true));
+        self.consumed += end as u64;
+        self.position += end;
+        found
+    }
+
     /// The input has ended: hands out a last line that has no end.
     pub fn last_line<R>(&mut self, use_line: impl FnOnce(&[u8]) -> R) -> Option<R> {
         assert!(self.wants_chunk(), "the last line comes last");
@@ -257,6 +268,18 @@ mod tests {
                 assert_eq!(split(&chunks), ["one", "", "two three", "four"], "{chunks:?}");
             }
         }
+    }
+
+    /// A split whose first bytes belong to a line above the limit said that the line began there.
+    #[test]
+    fn the_rest_of_a_line_is_passed_over_whatever_its_length() {
+        let mut lines = LineSplitter::default();
+        lines.put(vec![b'x'; LINE_BYTES_MAX + 1]);
+        assert!(!lines.skip_line());
+        lines.put(b"x\nnext\n".to_vec());
+        assert!(lines.skip_line());
+        assert_eq!(lines.consumed(), LINE_BYTES_MAX as u64 + 3);
+        assert_eq!(lines.next_line(<[u8]>::to_vec), Ok(Some(b"next".to_vec())));
     }
 
     #[test]

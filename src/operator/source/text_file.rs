@@ -22,8 +22,11 @@ const CHUNK_BYTES: usize = 256 << 10;
 const READ_AHEAD: usize = 2;
 const SPLITS_MAX: u64 = 128;
 const SPLIT_BYTES_MIN: u64 = 64 << 10;
-/// How much of the file's beginning tells it from another of the same length.
-const IDENTITY_BYTES: usize = 64 << 10;
+/// What tells a file from another of the same length: its first and last bytes, and blocks spread
+/// evenly between them. Reading all of it would cost a pass over the input at every start.
+const IDENTITY_END_BYTES: u64 = 64 << 10;
+const IDENTITY_BLOCK_BYTES: u64 = 4 << 10;
+const IDENTITY_BLOCKS: u64 = 64;
 
 /// Lines of a file, each decoded into any number of records by `decode(line, out)`, which says what
 /// is wrong with a line that cannot be.
@@ -132,6 +135,19 @@ impl<T, D> TextFile<T, D> {
     }
 }
 
+/// First byte and length of the parts of a file of `length` bytes that its identity is made of: all of
+/// a short one.
+fn identity_parts(length: u64) -> Vec<(u64, u64)> {
+    if length <= 2 * IDENTITY_END_BYTES + IDENTITY_BLOCKS * IDENTITY_BLOCK_BYTES {
+        return vec![(0, length)];
+    }
+    let last = (length - IDENTITY_END_BYTES, IDENTITY_END_BYTES);
+    let gap = (last.0 - IDENTITY_END_BYTES) / IDENTITY_BLOCKS;
+    let starts = (0..IDENTITY_BLOCKS).map(|block| IDENTITY_END_BYTES + block * gap);
+    let blocks = starts.map(|start| (start, IDENTITY_BLOCK_BYTES));
+    [(0, IDENTITY_END_BYTES)].into_iter().chain(blocks).chain([last]).collect()
+}
+
 impl<T, D> Source for TextFile<T, D>
 where
     T: Record,
@@ -141,10 +157,14 @@ where
 
     fn identity(&self, context: &ReaderContext) -> Result<String> {
         let file = context.disk.open_read(&self.path).map_err(Error::io("open", &self.path))?;
-        let mut head = vec![0; IDENTITY_BYTES.min(self.length as usize)];
-        let count = file.read_at(&mut head, 0).map_err(Error::io("read", &self.path))?;
-        let sum = crc32c::crc32c(&head[..count]);
-        Ok(format!("text file of {} bytes, beginning with CRC32C {sum:08x}", self.length))
+        let (mut sum, mut bytes) = (0, Vec::new());
+        for (start, length) in identity_parts(self.length) {
+            bytes.resize(length as usize, 0);
+            let read = file.read_at(&mut bytes, start);
+            let count = read.map_err(Error::io("read", &self.path))?;
+            sum = crc32c::crc32c_append(sum, &bytes[..count]);
+        }
+        Ok(format!("a text file of {} bytes with checksum {sum:08x}", self.length))
     }
 
     fn splits(&self) -> u32 {
@@ -281,12 +301,16 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync> Reader<T> for RangeR
             if position >= self.split_end && !self.skip_line {
                 return Ok((Read::End, taken));
             }
+            // A line that began before the split is not ours to judge, whatever its length.
+            if self.skip_line && self.lines.skip_line() {
+                self.skip_line = false;
+                continue;
+            }
             let (decode, skip) = (&self.decode, self.skip_line);
-            let found = self.lines.next_line(|line| if skip { Ok(()) } else { decode(line, out) });
+            let found = self.lines.next_line(|line| decode(line, out));
             let name = || self.path.display().to_string();
             match found.map_err(|offset| line_too_long(&name(), self.base + offset))? {
                 Some(Err(reason)) => return Err(self.bad_line(position, &reason)),
-                Some(Ok(())) if self.skip_line => self.skip_line = false,
                 Some(Ok(())) => taken += 1,
                 None if self.next_read >= self.file_end && self.done.is_empty() => {
                     if skip {
@@ -310,7 +334,8 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync> Reader<T> for RangeR
     }
 
     fn offset(&self) -> u64 {
-        self.position()
+        // Before the split as long as its first line was not found.
+        if self.skip_line { self.base } else { self.position() }
     }
 }
 
@@ -362,6 +387,19 @@ mod tests {
                     assert!(error.to_string().contains("cut short"), "{cut}: {error}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn an_identity_reads_a_bounded_part_of_a_file_and_both_of_its_ends() {
+        for length in [0, 1, 393_216, 393_217, 500_000, 1 << 30, 1 << 50] {
+            let parts = identity_parts(length);
+            let ends = parts.iter().map(|(start, length)| start + length);
+            assert_eq!((parts[0].0, ends.clone().max()), (0, Some(length)));
+            let overlap = ends.zip(&parts[1..]).find(|(end, next)| *end > next.0);
+            assert_eq!(overlap, None, "{length}: {parts:?}");
+            let bytes: u64 = parts.iter().map(|(_, length)| length).sum();
+            assert!(bytes <= 393_216, "{length}: {bytes}");
         }
     }
 }

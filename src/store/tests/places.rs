@@ -32,11 +32,26 @@ fn another_job_is_told_what_differs() {
         _ => panic!("another job was let in"),
     };
     let other = JobIdentity { name: "sum".into(), ..job() };
-    assert_eq!(difference(other), "found job 'count', expected 'sum'");
+    assert_eq!(difference(other), "job 'count', not 'sum'");
     let other = JobIdentity { fingerprint: "source\nsum\nsink".into(), ..job() };
-    assert_eq!(difference(other), "found 'count', expected 'sum'");
+    assert_eq!(difference(other), "it was made of other operators: with count, now with sum");
     let other = JobIdentity { fingerprint: "source\ncount".into(), ..job() };
-    assert_eq!(difference(other), "found 'sink', expected nothing");
+    let expected = "it was made of other operators: with sink, now with nothing";
+    assert_eq!(difference(other), expected);
+    let given = |text: &str| JobIdentity { fingerprint: text.into(), ..job() };
+    for (old, new, expected) in [
+        ("parameter --limit: 7", "parameter --limit: none", "--limit was 7, and now is none"),
+        (
+            "operator 'words': source a file of 8 bytes",
+            "operator 'words': source a file of 9 bytes",
+            "its input 'words' was a file of 8 bytes, and now is a file of 9 bytes",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(disk.clone(), dir.path(), &given(old), 2).unwrap());
+        let error = Store::open(disk.clone(), dir.path(), &given(new), 2).err().unwrap();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[test]
@@ -44,8 +59,8 @@ fn a_file_and_a_foreign_directory_are_refused_untouched() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "precious").unwrap();
-    assert!(matches!(refusal(&file), Error::Output { .. }));
-    assert!(matches!(refusal(&file.join("below")), Error::Output { .. }));
+    assert!(matches!(refusal(&file), Error::Directory { .. }));
+    assert!(matches!(refusal(&file.join("below")), Error::Directory { .. }));
     let error = refusal(dir.path());
     assert!(error.to_string().contains("'file'"), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
