@@ -1,7 +1,7 @@
 //! The one public error: a variant per thing a caller can do about it, carrying the noun it is
 //! about. A broken promise of tidegate itself is an assertion, not an error.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -244,8 +244,11 @@ impl Error {
             | Self::RestartsExhausted { .. }
             | Self::WorkerLost { .. }
             | Self::Limit { .. } => false,
-            // Whoever read our output has gone and does not come back.
-            Self::Io { source, .. } => source.kind() != io::ErrorKind::BrokenPipe,
+            // Whoever read our output has gone and does not come back; what is forbidden stays so.
+            Self::Io { source, .. } => !matches!(
+                source.kind(),
+                ErrorKind::BrokenPipe | ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            ),
             Self::Corrupt { .. }
             | Self::Panicked { .. }
             | Self::WorkerPanicked { .. }

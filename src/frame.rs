@@ -29,7 +29,7 @@
 
 use std::fmt;
 
-use crate::id::{KeyGroup, SnapshotId, StateSlot};
+use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
 
 /// Version of the frame layout this program writes, and the newest it reads.
 pub const FRAME_VERSION: u16 = 1;
@@ -207,7 +207,7 @@ fn slot_to_wire(slot: StateSlot) -> (u8, u32) {
 
 fn slot_from_wire(slot: u8, number: u32) -> Option<StateSlot> {
     Some(match slot {
-        1 => StateSlot::KeyGroup(KeyGroup(number)),
+        1 if number < KEY_GROUPS => StateSlot::KeyGroup(KeyGroup(number)),
         2 => StateSlot::Split(number),
         3 => StateSlot::Task(number),
         _ => return None,
@@ -367,6 +367,15 @@ mod tests {
             let fault = frames(&bytes).find_map(Result::err).expect("garbage is noticed");
             assert_eq!(fault.offset, good.len() as u64);
         }
+    }
+
+    /// Such a group has no owner: its state went to nobody without a word.
+    #[test]
+    fn a_key_group_that_there_is_not_is_no_slot() {
+        let mut bytes = Vec::new();
+        encode(&header("count", KEY_GROUPS), b"payload", &mut bytes);
+        let fault = frames(&bytes).next().unwrap().unwrap_err();
+        assert_eq!(fault.reason, FrameFault::Field("slot"));
     }
 
     #[test]

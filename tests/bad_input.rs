@@ -7,6 +7,7 @@ mod command;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -524,4 +525,87 @@ fn a_file_of_the_same_length_that_differs_far_behind_its_beginning_is_another_in
     fs::write(place.path("text"), [&place.text[..end], b"sand\n"].concat()).expect("a file");
     let ran = place.count(&["--snapshots", "@s", "--output", "@out"]);
     ran.refused(1, &["another job", "a text file of 500000 bytes"]);
+}
+
+/// Runs `word-count` in a mount namespace of its own, in which the place's directory `m` is a file
+/// system with these options. `None`, and a word about it, where such a thing is not allowed.
+fn mounted(place: &Place, options: &str, more: &[&str]) -> Option<Ran> {
+    fs::create_dir_all(place.path("m")).expect("a directory");
+    let mount = place.path("m").display().to_string();
+    let unshare = |then: &str| {
+        let script = format!("mount -t tmpfs -o {options} none \"$0\" && {then}");
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, &mount]);
+        command.stdin(Stdio::null());
+        command
+    };
+    if !unshare("true").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("NOT TESTED: this system allows no mount in a user namespace");
+        return None;
+    }
+    let mut command = unshare("exec \"$@\"");
+    command.arg(env!("CARGO_BIN_EXE_tidegate")).args(place.arguments(more));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Some(Ran::after(command.spawn().expect("a process")))
+}
+
+#[test]
+fn a_snapshot_directory_that_cannot_be_written_to_is_named_with_a_way_out() {
+    let place = Place::new(50);
+    let path = place.path("m").display().to_string();
+    if let Some(ran) = mounted(&place, "ro", &["--snapshots", "@m"]) {
+        ran.refused(1, &[&path, "Read-only", "name another snapshot directory"]);
+    }
+    if let Some(ran) = mounted(&place, "ro", &["--output", "@m"]) {
+        ran.refused(1, &[&path, "Read-only", "that can be written to"]);
+    }
+    place.count(&["--snapshots", "@text/below"]).refused(1, &["below", "not a directory"]);
+    place.count(&["--output", "@text/below"]).refused(1, &["below", "can be written to"]);
+}
+
+#[test]
+fn a_full_snapshot_or_output_directory_is_named_with_a_way_out_in_the_end() {
+    let place = Place::new(2000);
+    let path = place.path("m").display().to_string();
+    if let Some(ran) = mounted(&place, "size=1m", &["--snapshots", "@m"]) {
+        ran.refused(1, &[&path, "No space left", "make room"]);
+    }
+    let more = ["--output", "@m", "--snapshots", "@s", "--emit", "updates", "--roll", "0"];
+    if let Some(ran) = mounted(&place, "size=16k", &more) {
+        // Someone may make room meanwhile, so it is tried again before it is given up.
+        let ran = ran.refused(1, &[&path, "No space left", "make room", "4 times in a row"]);
+        assert!(ran.stderr.contains("starting again in"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn snapshots_of_a_newer_program_are_refused_and_not_passed_over() {
+    let place = Place::new(50);
+    place.count(&["--snapshots", "@s"]).succeeded();
+    let newest = manifests(&place).pop().expect("a manifest");
+    let mut bytes = fs::read(&newest).expect("a file");
+    bytes[12] = 9;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..44]), &bytes[48..]);
+    bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(&newest, bytes).expect("a file");
+    let needles =
+        [&*newest.display().to_string(), "format version 9", "up to 1", "another directory"];
+    place.count(&["--snapshots", "@s"]).refused(1, &needles);
+}
+
+#[test]
+fn a_second_interrupt_ends_a_program_that_cannot_stop_in_order() {
+    let place = Place::new(20_000);
+    let mut child = start(&place.arguments(&["--emit", "updates"]));
+    // Nobody reads what follows, so the job stands still with a full pipe.
+    let mut first = [0];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("a line");
+    let (mut sent, pid) = (0, Pid::from_child(&child));
+    while child.try_wait().expect("a child").is_none() {
+        kill_process(pid, Signal::INT).expect("a child not waited for");
+        sent += 1;
+        std::thread::yield_now();
+    }
+    assert_eq!(Ran::after(child).code, Some(130));
+    assert!(sent >= 2, "one is a request");
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use common::quiet::quietly;
 use common::run::{Run, Told, config, lines};
-use tidegate::config::Config;
+use tidegate::config::{Config, Driver, Snapshots};
 use tidegate::disk::{Disk, Faults, MemoryDisk};
 use tidegate::engine::supervisor::{Opened, Supervisor, Turn};
-use tidegate::engine::{End, Handle, Report};
+use tidegate::engine::{End, Handle, Notice, Report, run};
 use tidegate::error::{Error, Result};
 use tidegate::graph::Graph;
 use tidegate::id::SnapshotId;
@@ -84,6 +84,37 @@ fn a_panic_is_reported_with_its_operator_task_and_message_and_is_final_without_s
     assert!(*subtask < 2);
     assert_eq!(restarts(&run.told), 0);
     assert!(collected.take().is_empty(), "nothing is published of a job that failed");
+}
+
+/// The same on threads of their own, as `engine::run` starts them: the pool must neither hang nor
+/// carry the panic on.
+#[test]
+fn a_panic_on_a_real_thread_ends_the_job_without_snapshots_and_restarts_it_with_them() {
+    for driver in [Driver::Auto, Driver::Threads] {
+        let run = |snapshots: Option<Snapshots>| {
+            let (graph, collected) = job_with(&Arc::new(AtomicI64::new(1_000)));
+            let config = Config { driver, snapshots, ..Config::workers(1) };
+            let (handle, mut restarts) = (Handle::default(), 0);
+            let report = run(&graph, &config, &handle, &mut |notice| {
+                restarts += usize::from(matches!(notice, Notice::Restarting { .. }));
+            });
+            (report, restarts, collected)
+        };
+        let (report, restarts, collected) = run(None);
+        let error = report.expect_err("it panicked");
+        assert!(
+            matches!(&error, Error::Panicked { operator, .. } if operator == "touchy"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("the fuse has burnt; mend the operator"), "{error}");
+        assert!(restarts == 0 && collected.take().is_empty());
+
+        let place = tempfile::tempdir().expect("a directory");
+        let every = Snapshots::every(Duration::from_millis(1), place.path().join("snapshots"));
+        let (report, restarts, collected) = run(Some(every));
+        assert_eq!((report.expect("one panic is survived").end, restarts), (End::Complete, 1));
+        assert_exact(collected.take());
+    }
 }
 
 #[test]

@@ -53,16 +53,20 @@ pub fn stdout_failure(source: io::Error) -> Failure {
 
 /// Prints what went wrong, once, and gives the exit code.
 pub fn code(result: Result<(), Failure>) -> ExitCode {
-    let (message, code) = match result {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Engine(error)) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
-        Err(Failure::Engine(error)) => (error.to_string(), code_of(&error)),
-        Err(Failure::Usage(message)) => (message, USAGE),
-        Err(Failure::Failed(message)) => (message, FAILED),
-        Err(Failure::WrongResult(message)) => (message, WRONG),
-    };
+    let Some((message, code)) = result.err().and_then(explain) else { return ExitCode::SUCCESS };
     say(&format!("error: {message}"));
     ExitCode::from(code)
+}
+
+/// Message and exit code, if it is a failure after all.
+fn explain(failure: Failure) -> Option<(String, u8)> {
+    match failure {
+        Failure::Engine(error) if is_broken_pipe(&error) => None,
+        Failure::Engine(error) => Some((error.to_string(), code_of(&error))),
+        Failure::Usage(message) => Some((message, USAGE)),
+        Failure::Failed(message) => Some((message, FAILED)),
+        Failure::WrongResult(message) => Some((message, WRONG)),
+    }
 }
 
 fn code_of(error: &Error) -> u8 {
@@ -105,6 +109,16 @@ mod tests {
         assert!(is_broken_pipe(&io_error(ErrorKind::BrokenPipe)));
         assert!(is_broken_pipe(&nested(io_error(ErrorKind::BrokenPipe))));
         assert!(!is_broken_pipe(&nested(io_error(ErrorKind::StorageFull))));
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_its_code() {
+        let code = |failure| explain(failure).map(|(_, code)| code);
+        assert_eq!(code(Failure::Failed("damage".into())), Some(1));
+        assert_eq!(code(Failure::Usage("contradiction".into())), Some(2));
+        assert_eq!(code(Failure::WrongResult("checksum".into())), Some(3));
+        assert_eq!(code(Failure::Engine(nested(io_error(ErrorKind::StorageFull)))), Some(1));
+        assert_eq!(code(Failure::Engine(nested(io_error(ErrorKind::BrokenPipe)))), None);
     }
 
     #[test]

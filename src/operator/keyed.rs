@@ -371,6 +371,8 @@ struct EmittedState {
 
 const _: () = assert!(KEY_GROUPS == u128::BITS, "one bit per key group");
 
+const SCHEMA_EMITTED: u32 = 1;
+
 impl Emitted {
     /// None yet. `#` cannot be part of a user's operator name, so the name is free.
     fn new(operator: &str, groups: Range<u32>) -> Self {
@@ -401,7 +403,7 @@ impl OperatorState for EmittedState {
     fn drain(&mut self, _budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained> {
         let marked = self.marked.take().unwrap_or(0);
         for group in self.groups.clone().filter(|group| marked & (1 << group) != 0) {
-            out.write(StateSlot::KeyGroup(KeyGroup(group)), 1, &[1]);
+            out.write(StateSlot::KeyGroup(KeyGroup(group)), SCHEMA_EMITTED, &[1]);
         }
         Ok(Drained::Done)
     }
@@ -410,13 +412,36 @@ impl OperatorState for EmittedState {
         self.marked = None;
     }
 
-    fn restore(&mut self, slot: StateSlot, _schema: u32, bytes: &[u8]) -> Result<(), String> {
+    fn restore(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) -> Result<(), String> {
+        if schema != SCHEMA_EMITTED {
+            return Err(format!(
+                "emitted key groups have schema {schema}, known is {SCHEMA_EMITTED}"
+            ));
+        }
         match (slot, bytes) {
-            (StateSlot::KeyGroup(group), [1]) => {
+            (StateSlot::KeyGroup(group), [1]) if group.0 < KEY_GROUPS => {
                 self.emitted |= 1 << group.0;
                 Ok(())
             }
             _ => Err(format!("{slot:?} with {} bytes is not an emitted key group", bytes.len())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_key_groups_that_there_are_can_have_been_emitted() {
+        let mut emitted = Emitted::new("count", 0..KEY_GROUPS);
+        let mut restore = |group, schema, bytes: &[u8]| {
+            emitted.state.restore(StateSlot::KeyGroup(KeyGroup(group)), schema, bytes)
+        };
+        assert_eq!(restore(KEY_GROUPS - 1, SCHEMA_EMITTED, &[1]), Ok(()));
+        assert!(restore(KEY_GROUPS, SCHEMA_EMITTED, &[1]).is_err(), "it was shifted out: a panic");
+        assert!(restore(0, SCHEMA_EMITTED + 1, &[1]).is_err(), "a later schema was taken for this");
+        assert!(restore(0, SCHEMA_EMITTED, &[]).is_err());
+        assert_eq!(emitted.state.emitted, 1 << (KEY_GROUPS - 1));
     }
 }

@@ -128,12 +128,6 @@ impl PartWriter {
         part.frames += 1;
     }
 
-    /// Bytes appended to the part begun last, headers included.
-    #[must_use]
-    pub fn built_bytes(&self) -> usize {
-        self.building.last().map_or(0, |part| part.buffer.len())
-    }
-
     /// Hands the part begun last to the disk. Its end comes out of [`poll`](Self::poll).
     ///
     /// # Errors

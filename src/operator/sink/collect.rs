@@ -17,7 +17,7 @@ pub struct Collected<T> {
     shared: Arc<Mutex<Shared<T>>>,
 }
 
-/// Records of one task, as of one snapshot. `number` counts the commits of that writer.
+/// Records of one task that belong to one snapshot.
 type Prepared<T> = (SnapshotId, Vec<T>);
 
 struct Shared<T> {

@@ -4,18 +4,29 @@
 //! The live sources are *not replayable*: what was read since the last complete snapshot and then
 //! lost in a crash is not sent again. Restored, they go on with whatever comes next: at most once
 //! for that stretch of input, exactly once for everything else in the job.
+//!
+//! A peer that closes its connection ends the input, and what it sent of a last line is a line. A
+//! connection that cannot be made, or is reset, is a failure that the job may be restarted from: it
+//! connects again and goes on with what is sent then. What was read since the last snapshot, and a line
+//! of which only a part came, are lost as in a crash.
 
-use std::io;
-use std::net::TcpStream;
+use std::io::{self, ErrorKind};
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::{Read, Reader, ReaderContext, Source};
 use crate::config::{BATCH_RECORDS, LINE_BYTES_MAX};
 use crate::error::{Error, Result};
 
 const CHUNK_BYTES: usize = 64 << 10;
+/// Longest wait for one address to answer. The worker waits too, and with it every barrier.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 4;
 
 /// Cuts chunks of bytes into lines. A line ends at `\n`, which is not part of it; the last line
 /// may end with the input.
@@ -144,11 +155,30 @@ impl Source for TcpLines {
         _context: &ReaderContext,
     ) -> Result<Box<dyn Reader<Vec<u8>>>> {
         let name = format!("tcp {}", self.address);
-        let stream = TcpStream::connect(&self.address).map_err(|error| Error::Input {
-            name: name.clone(),
-            reason: format!("cannot connect: {error}; is the server running?"),
+        let stream = self.open().map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => Error::Input {
+                name: name.clone(),
+                reason: format!("{error}; give an address as host:port"),
+            },
+            kind => {
+                let reason = format!("{error}; is the server running, and the address right?");
+                Error::io("connect to", &name)(io::Error::new(kind, reason))
+            }
         })?;
         Ok(Box::new(LiveLines::new(name, stream, offset)))
+    }
+}
+
+impl TcpLines {
+    fn open(&self) -> io::Result<TcpStream> {
+        let mut refused = None;
+        for address in self.address.to_socket_addrs()?.take(ADDRESSES_MAX) {
+            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| io::Error::other("the name has no address")))
     }
 }
 
@@ -195,8 +225,11 @@ impl<S: io::Read + AsFd> LiveLines<S> {
     /// The next chunk; empty at the end of input, `None` if none is there yet.
     fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut ready = [PollFd::new(&self.stream, PollFlags::IN)];
-        if poll(&mut ready, Some(&Timespec::default()))? == 0 {
-            return Ok(None);
+        match poll(&mut ready, Some(&Timespec::default())) {
+            // A signal came; the next call looks again.
+            Ok(0) | Err(Errno::INTR) => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
         }
         let mut chunk = vec![0; CHUNK_BYTES];
         let count = loop {
@@ -219,10 +252,7 @@ impl<S: io::Read + AsFd + Send> Reader<Vec<u8>> for LiveLines<S> {
                 out.push(line);
                 continue;
             }
-            let chunk = self.chunk().map_err(|error| Error::Input {
-                name: self.name.clone(),
-                reason: format!("cannot be read: {error}"),
-            })?;
+            let chunk = self.chunk().map_err(Error::io("read from", &self.name))?;
             match chunk {
                 None => return Ok((Read::Idle, out.len())),
                 Some(chunk) if chunk.is_empty() => {
@@ -242,6 +272,8 @@ impl<S: io::Read + AsFd + Send> Reader<Vec<u8>> for LiveLines<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn split(chunks: &[&str]) -> Vec<String> {
@@ -289,5 +321,26 @@ mod tests {
         assert_eq!(lines.next_line(<[u8]>::len), Ok(Some(2)));
         lines.put(vec![b'x'; LINE_BYTES_MAX + 1]);
         assert_eq!(lines.next_line(<[u8]>::len), Err(3));
+    }
+
+    #[test]
+    fn a_live_input_is_read_as_it_comes_and_never_waited_for() {
+        let (receiver, mut sender) = io::pipe().unwrap();
+        let mut reader = LiveLines::new("a pipe".into(), receiver, Some(100));
+        let mut read = |max| {
+            let mut out = Vec::new();
+            let (read, count) = reader.read(max, &mut out).unwrap();
+            assert_eq!(count, out.len());
+            let lines = out.into_iter().map(|line| String::from_utf8(line).unwrap());
+            (read, lines.collect::<Vec<_>>().join("|"), reader.offset())
+        };
+        assert_eq!(read(9), (Read::Idle, String::new(), 100), "nothing there, nothing waited for");
+        sender.write_all(b"one\ntwo\nthr").unwrap();
+        assert_eq!(read(1), (Read::More, "one".into(), 104));
+        assert_eq!(read(9), (Read::Idle, "two".into(), 108), "a part of a line is not counted");
+        sender.write_all(b"ee\n\nfour").unwrap();
+        assert_eq!(read(9), (Read::Idle, "three|".into(), 115));
+        drop(sender);
+        assert_eq!(read(9), (Read::End, "four".into(), 119));
     }
 }

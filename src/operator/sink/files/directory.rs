@@ -81,6 +81,9 @@ pub(super) fn failed(
             | ErrorKind::NotADirectory
             | ErrorKind::IsADirectory => "name a directory that can be written to",
             kind => {
+                // What the system says of this process rather than of the disk has its own remedy.
+                let error = Error::io(action, &path)(source);
+                let Error::Io { action, path, source } = error else { return error };
                 let remedy = match kind {
                     ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                         "make room and run the same command again"
