@@ -1,6 +1,7 @@
 //! The program as its users meet it: results, resuming, stopping, JSON.
 
 mod common;
+#[allow(dead_code, reason = "this file uses a part of it")]
 #[path = "common/command.rs"]
 mod command;
 

@@ -237,3 +237,17 @@ pub fn assert_updates(output: &[u8], text: &[u8]) {
     let expected = counts.flat_map(|(word, count)| (1..=count).map(move |n| (word.clone(), n)));
     assert_eq!(found, expected.collect::<Vec<_>>());
 }
+
+/// Waits for the end of a process that may hang: then it is killed, and that is a failure.
+#[track_caller]
+pub fn ended(mut child: Child) -> Ran {
+    let started_ns = clock::now_ns();
+    while child.try_wait().expect("a child can be waited for").is_none() {
+        if clock::now_ns() - started_ns > PATIENCE_NS {
+            child.kill().expect("a child of ours");
+            panic!("it hangs");
+        }
+        std::thread::yield_now();
+    }
+    Ran::after(child)
+}
