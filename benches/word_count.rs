@@ -16,6 +16,7 @@ use tidegate::clock;
 use tidegate::config::Config;
 use tidegate::engine::{self, Handle};
 use tidegate::id::KeyGroup;
+use tidegate::jobs::Output;
 use tidegate::jobs::word_count::{Word, WordCount, generated_text};
 use tidegate::key::Key;
 use tidegate::record::Control;
@@ -183,7 +184,7 @@ fn engine(path: &Path, config: &Config) -> (f64, Counts) {
     let output = tempfile::tempdir().expect("a temporary directory");
     let job = WordCount {
         input: Some(path.into()),
-        output: Some(output.path().join("out")),
+        output: Output { directory: Some(output.path().join("out")), ..Output::default() },
         ..WordCount::default()
     };
     let (disk, _) = engine::default_disk();

@@ -14,6 +14,10 @@ use crate::id::KEY_GROUPS;
 pub const BATCH_RECORDS: usize = 512;
 /// Records a task takes from one input before it looks at the next.
 pub const INPUT_RECORDS_MAX: usize = 4096;
+/// A round of a worker's tasks that takes longer than this takes fewer records at once, in ns.
+pub const ROUND_NS_MAX: u64 = 2_000_000;
+/// Records in transit that one task may log for one snapshot, in bytes (shallow).
+pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Shortest snapshot interval that can be asked for.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// Snapshots that may be under way at once: writing one overlaps aligning the next.
@@ -22,10 +26,24 @@ pub const SNAPSHOTS_PENDING_MAX: usize = 2;
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
 /// Most slots of one ring, in records. Rings are allocated whole, one per pair of tasks and edge.
 pub const RING_SLOTS_MAX: usize = 1 << 20;
+/// How soon a worker that waits for the disk looks again, ns.
+pub const DISK_POLL_NS: u64 = 50_000;
 /// Longest line a text source accepts, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Output a console sink may hold back until its snapshot is complete, in bytes.
 pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
+/// Bytes of records, counted as [`crate::spill`] counts them, that are spilled in one write. Large
+/// enough to spread the cost of a system call, small enough not to hold up a worker that packs it.
+pub const SPILL_CHUNK_BYTES: usize = 256 << 10;
+/// Fewest records that a backlog's memory has room for, whatever its budget in bytes: with fewer it
+/// could not fill one chunk, write one and read one at a time.
+pub const SPILL_RECORDS_MIN: usize = 8;
+/// Chunks at the front of a backlog that are in memory or being read.
+pub const SPILL_READ_AHEAD_CHUNKS: usize = 2;
+/// Chunks of a backlog that are being written at once.
+pub const SPILL_WRITES_MAX: usize = 2;
+/// Bytes by which a spill file is extended at once.
+pub const SPILL_SEGMENT_BYTES: u64 = 16 << 20;
 
 /// How a worker waits when none of its tasks can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +81,45 @@ pub enum Driver {
     Threads,
 }
 
+/// How a task comes to its capture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Asynchronous barrier snapshots: inputs that have delivered the barrier are blocked until
+    /// all have.
+    #[default]
+    Abs,
+    /// The same for at most this long; then the task captures at once and the records of the
+    /// inputs that are late become part of the snapshot.
+    Unaligned {
+        /// From the announcement of the snapshot.
+        after: Duration,
+    },
+    /// Naiad's scheme, to compare with: sources stop, every channel and loop runs empty, every task
+    /// writes its state, and only when all of it is durable the sources go on.
+    Synchronous,
+}
+
+/// Where records go that a task cannot handle yet and whose sender must not wait: those of blocked
+/// inputs, and of back-edges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spill {
+    /// Whether blocked inputs are set aside at all; otherwise their senders feel backpressure.
+    pub blocked: bool,
+    /// Directory for what does not fit in memory; `None`: inside that of the snapshots. Without
+    /// either nothing goes to disk.
+    pub directory: Option<PathBuf>,
+    /// Memory of one input, in bytes (shallow: without what records point to).
+    pub memory_bytes: usize,
+    /// Disk space of one input, in bytes.
+    pub disk_bytes: u64,
+}
+
+impl Default for Spill {
+    fn default() -> Self {
+        Self { blocked: true, directory: None, memory_bytes: 16 << 20, disk_bytes: 1 << 30 }
+    }
+}
+
 /// How often and where snapshots are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshots {
@@ -74,6 +131,8 @@ pub struct Snapshots {
     pub retained: usize,
     /// A snapshot that is not complete after this long is aborted.
     pub timeout: Duration,
+    /// How a task comes to its capture.
+    pub mode: Mode,
 }
 
 impl Snapshots {
@@ -84,6 +143,7 @@ impl Snapshots {
             interval,
             retained: 3,
             timeout: Duration::from_secs(60),
+            mode: Mode::default(),
         }
     }
 }
@@ -116,11 +176,13 @@ impl Default for Restarts {
 pub struct Config {
     /// Workers, each pinned to a core; also the default parallelism of operators.
     pub workers: usize,
-    /// Snapshots, or none: then a failure starts the job from the beginning, and only when
-    /// nothing has been published yet.
+    /// Snapshots, or none: then the first failure ends the job, since what it has published by then
+    /// cannot be taken back.
     pub snapshots: Option<Snapshots>,
     /// Slots of each ring between two tasks, a power of two.
     pub ring_slots: usize,
+    /// Where records wait that cannot be handled yet.
+    pub spill: Spill,
     /// How workers wait.
     pub idle: Idle,
     /// What runs the workers.
@@ -135,6 +197,7 @@ impl Default for Config {
             workers: 1,
             snapshots: None,
             ring_slots: 1 << 13,
+            spill: Spill::default(),
             idle: Idle::default(),
             driver: Driver::default(),
             restarts: Restarts::default(),
@@ -183,6 +246,13 @@ impl Config {
                 "ring slots",
                 self.ring_slots.to_string(),
                 format!("a ring holds at most {RING_SLOTS_MAX} records"),
+            );
+        }
+        if self.spill.directory.is_some() && self.spill.disk_bytes == 0 {
+            return refuse(
+                "spill space",
+                "0 bytes".into(),
+                "a spill directory was given, so give it room too".into(),
             );
         }
         let Some(snapshots) = &self.snapshots else { return Ok(()) };

@@ -134,6 +134,7 @@ pub struct Coordinator<P> {
     attempt: Attempt,
     interval_ns: Option<u64>,
     timeout_ns: u64,
+    pending_max: usize,
     next: SnapshotId,
     due_ns: u64,
     pending: BTreeMap<SnapshotId, Pending<P>>,
@@ -156,6 +157,7 @@ impl<P> Coordinator<P> {
             attempt: Attempt(0),
             interval_ns,
             timeout_ns,
+            pending_max: SNAPSHOTS_PENDING_MAX,
             next: SnapshotId(1),
             due_ns: 0,
             pending: BTreeMap::new(),
@@ -165,6 +167,13 @@ impl<P> Coordinator<P> {
             failures: 0,
             cadence: Cadence::default(),
         }
+    }
+
+    /// One snapshot at a time: while one is under way the next is not triggered.
+    #[must_use]
+    pub fn one_at_a_time(mut self) -> Self {
+        self.pending_max = 1;
+        self
     }
 
     /// A new attempt starts at `now_ns` with `tasks` tasks; the next snapshot will be `next`.
@@ -204,7 +213,7 @@ impl<P> Coordinator<P> {
     pub fn wake_at_ns(&self) -> Option<u64> {
         let timeout = self.pending.values().map(|p| p.triggered_ns + self.timeout_ns).min();
         let trigger = match self.phase {
-            Phase::Running if self.pending.len() < SNAPSHOTS_PENDING_MAX => {
+            Phase::Running if self.pending.len() < self.pending_max => {
                 self.interval_ns.map(|_| self.due_ns)
             }
             Phase::Last { not_before_ns, .. } if self.pending.is_empty() => Some(not_before_ns),
@@ -247,7 +256,7 @@ impl<P> Coordinator<P> {
 
     fn trigger_if_due(&mut self, now_ns: u64, read: u64, actions: &mut Vec<Action<P>>) {
         let Some(interval_ns) = self.interval_ns else { return };
-        if now_ns < self.due_ns || self.pending.len() >= SNAPSHOTS_PENDING_MAX {
+        if now_ns < self.due_ns || self.pending.len() >= self.pending_max {
             return;
         }
         // Intervals missed because snapshots take longer are counted, not made up for in a burst.

@@ -107,7 +107,8 @@ pub enum Error {
         reason: String,
     },
     /// No complete snapshot could be restored though the directory holds some.
-    #[error("no snapshot in {} can be restored: {reason}", path.display())]
+    #[error("no snapshot in {} can be restored: {reason}; put the damaged files back from a copy, or start over with new snapshot and output directories",
+        path.display())]
     NothingToRestore {
         /// The directory.
         path: PathBuf,
@@ -123,7 +124,9 @@ pub enum Error {
         reason: String,
     },
     /// User code panicked.
-    #[error("operator '{operator}' (task {subtask}) panicked: {message}")]
+    #[error(
+        "operator '{operator}' (task {subtask}) panicked: {message}; mend the operator, or the input it was given"
+    )]
     Panicked {
         /// The operator's name.
         operator: String,
@@ -162,7 +165,9 @@ pub enum Error {
         reason: String,
     },
     /// The job failed more often than its restart limit allows.
-    #[error("job failed {failures} times, limit reached; last failure: {last}")]
+    #[error(
+        "job failed {failures} times in a row, the limit; what it had committed is safe, and with the cause mended the same command goes on from there; last failure: {last}"
+    )]
     RestartsExhausted {
         /// How often.
         failures: u32,

@@ -6,11 +6,11 @@
 //! offset size
 //!      0    4  magic "TGFR"
 //!      4    2  version of this layout, 1
-//!      6    1  kind: 1 job, 2 generation, 3 manifest, 4 state
+//!      6    1  kind: 1 job, 2 generation, 3 manifest, 4 state, 5 spill
 //!      7    1  slot: 1 key group, 2 split, 3 task
 //!      8    4  number of the slot
 //!     12    4  schema version of the payload
-//!     16    8  snapshot
+//!     16    8  snapshot; 0 for a spill
 //!     24    8  payload bytes
 //!     32    2  owner bytes
 //!     34   10  zero
@@ -52,6 +52,8 @@ pub enum FrameKind {
     Manifest,
     /// State of an operator.
     State,
+    /// Records that a task has not processed yet, out of memory for a while.
+    Spill,
 }
 
 /// What a frame says about its payload.
@@ -180,6 +182,7 @@ fn kind_to_wire(kind: FrameKind) -> u8 {
         FrameKind::Generation => 2,
         FrameKind::Manifest => 3,
         FrameKind::State => 4,
+        FrameKind::Spill => 5,
     }
 }
 
@@ -189,6 +192,7 @@ fn kind_from_wire(kind: u8) -> Option<FrameKind> {
         2 => FrameKind::Generation,
         3 => FrameKind::Manifest,
         4 => FrameKind::State,
+        5 => FrameKind::Spill,
         _ => return None,
     })
 }

@@ -7,7 +7,8 @@
 //! Invariants
 //! - Operator names are unique: they are the identity of state in snapshots.
 //! - Every output of every operator has at least one consumer.
-//! - Edges lead from an operator to one that was added later, so the graph has no cycle.
+//! - Edges lead from an operator to one that was added later, but for those declared to feed back:
+//!   every cycle has one of them ([`crate::loops`]).
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -15,17 +16,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use crate::align::InputKind;
 use crate::channel::{Consumer, Producer, channel};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::flight::Flight;
 use crate::id::{KEY_GROUPS, SnapshotId};
-use crate::inbox::Inbox;
+use crate::inbox::{GroupOf, Inbox, Input, Log, Setting};
+use crate::loops::{Link, Loops};
+use crate::operator::sink::AnySink;
 use crate::operator::source::ReaderContext;
 use crate::operator::split::Tee;
 use crate::operator::{Probe, Stage};
 use crate::outbox::{Outbox, Route};
 use crate::record::Record;
+use crate::spill::{Backlog, Limits, Place};
 use crate::task::{Head, InboxHead};
+
+/// Ends the name of a log in snapshots, behind that of the operator at the head of its task.
+pub const LOG_SUFFIX: &str = "#log";
 
 /// A value whose type its maker and its user agree on.
 pub type Erased = Box<dyn Any + Send>;
@@ -63,6 +72,8 @@ pub struct TaskContext {
     pub first_snapshot: SnapshotId,
     /// Whether the job takes snapshots.
     pub transactional: bool,
+    /// Whether sources wait behind a barrier until its snapshot is durable.
+    pub synchronous: bool,
     /// Records per second of this task, for a source.
     pub rate: Option<f64>,
     /// Counts what sources read.
@@ -89,24 +100,52 @@ pub enum Build {
         /// Makes the stage.
         stage: Make<Erased>,
         /// Makes the head of a task that begins with this operator.
-        head: fn(Vec<Erased>, SnapshotId, Erased) -> Box<dyn Head>,
-        /// For a sink: see [`Sink::recover`](crate::operator::sink::Sink::recover).
-        recover: Option<Recover>,
+        head: fn(Vec<RingEnd>, HeadContext, Erased) -> Box<dyn Head>,
+        /// The sink, if it is one.
+        sink: Option<Arc<dyn AnySink>>,
     },
 }
 
-/// [`Sink::recover`](crate::operator::sink::Sink::recover) of an operator.
-pub type Recover = Box<dyn Fn(Option<&[Vec<u8>]>, &dyn Disk) -> Result<()>>;
+/// One input of a task to be.
+pub struct RingEnd {
+    /// The reading end.
+    pub consumer: Erased,
+    /// Which kind of edge it belongs to.
+    pub kind: InputKind,
+    /// Whether the edge lies inside a loop.
+    pub inside: bool,
+    /// The [`GroupOf`] of a keyed edge.
+    pub group_of: Option<Erased>,
+    /// Where its records are set aside on disk.
+    pub place: Option<Place>,
+}
+
+/// What the head of a task with inputs is made with.
+pub struct HeadContext {
+    /// For its inbox.
+    pub setting: Setting,
+    /// Bounds of what is set aside, per input.
+    pub limits: Limits,
+    /// Which copy of its operator it is: (subtask, parallelism).
+    pub copy: (usize, usize),
+}
 
 /// The head of a task whose inputs carry `T`.
 pub fn inbox_head<T: Record>(
-    consumers: Vec<Erased>,
-    captured: SnapshotId,
+    ends: Vec<RingEnd>,
+    context: HeadContext,
     stage: Erased,
 ) -> Box<dyn Head> {
-    let consumers = consumers.into_iter().map(unerase::<Consumer<T>>).collect();
-    let inbox = Inbox::new(consumers, captured);
-    Box::new(InboxHead { inbox, stage: unerase::<Box<dyn Stage<T>>>(stage) })
+    let HeadContext { setting, limits, copy } = context;
+    let (mut inputs, mut groups) = (Vec::new(), Vec::new());
+    for RingEnd { consumer, kind, inside, group_of, place } in ends {
+        let (ring, backlog) = (unerase::<Consumer<T>>(consumer), Backlog::new(limits, place));
+        inputs.push(Input { ring, kind, inside, backlog, unlogged: false });
+        groups.push(group_of.and_then(unerase::<GroupOf<T>>));
+    }
+    let log = format!("{}{LOG_SUFFIX}", setting.operator);
+    let inbox = Inbox::new(inputs, Log::new(copy, groups), setting);
+    Box::new(InboxHead { inbox, stage: unerase::<Box<dyn Stage<T>>>(stage), log })
 }
 
 /// One output of an operator, with its record type behind it.
@@ -147,14 +186,18 @@ pub enum Partition {
     Broadcast,
 }
 
-/// Makes the sending end of an edge: from its producers and the probe of its key function.
-pub type MakeOutbox = Arc<dyn Fn(Vec<Erased>, Probe) -> Erased>;
+/// Makes the sending end of an edge: from its producers, the probe of its key function, and the
+/// count of the loop it lies inside.
+pub type MakeOutbox = Arc<dyn Fn(Vec<Erased>, Probe, Option<Arc<Flight>>) -> Erased>;
+
+/// Makes the [`GroupOf`] of a keyed edge.
+pub type MakeGroupOf = Arc<dyn Fn() -> Erased>;
 
 /// The [`MakeOutbox`] for records of type `T`.
 pub fn make_outbox<T: Record>(route: impl Fn() -> Box<dyn Route<T>> + 'static) -> MakeOutbox {
-    Arc::new(move |producers, probe| {
+    Arc::new(move |producers, probe, flight| {
         let producers = producers.into_iter().map(unerase::<Producer<T>>).collect();
-        erase_stage::<T>(Box::new(Outbox::new(route(), producers, probe)))
+        erase_stage::<T>(Box::new(Outbox::new(route(), producers, probe, flight)))
     })
 }
 
@@ -186,6 +229,10 @@ pub struct Edge {
     pub partition: Partition,
     /// Makes the sending end.
     pub outbox: MakeOutbox,
+    /// For a keyed edge.
+    pub group_of: Option<MakeGroupOf>,
+    /// Declared to feed back into a loop.
+    pub feedback: bool,
 }
 
 /// The logical graph of one job.
@@ -194,7 +241,7 @@ pub struct Graph {
     pub name: String,
     /// User parameters that are part of the job's identity, in the order they were given.
     pub parameters: Vec<(String, String)>,
-    /// Operators; upstream before downstream.
+    /// Operators; upstream before downstream, but for what feeds back.
     pub operators: Vec<Operator>,
     /// Edges.
     pub edges: Vec<Edge>,
@@ -266,6 +313,39 @@ impl Graph {
                 return self.refuse(format!(
                     "operator '{name}': a rate belongs to a source and is 0 or more records per \
                      second"
+                ));
+            }
+        }
+        self.validate_loops()
+    }
+
+    /// The edges, for [`Loops::find`].
+    #[must_use]
+    pub fn links(&self) -> Vec<Link> {
+        let link = |edge: &Edge| Link { from: edge.from, to: edge.to, feedback: edge.feedback };
+        self.edges.iter().map(link).collect()
+    }
+
+    fn validate_loops(&self) -> Result<()> {
+        let name = |operator: &OperatorIndex| format!("'{}'", self.operators[*operator].name);
+        let loops = match Loops::find(self.operators.len(), &self.links()) {
+            Ok(loops) => loops,
+            Err(cycle) => {
+                let path: Vec<_> = cycle.iter().chain(cycle.first()).map(name).collect();
+                return self.refuse(format!(
+                    "{} is a cycle and none of its edges is declared to feed back; write it with \
+                     `.iterate(..)`",
+                    path.join(" -> ")
+                ));
+            }
+        };
+        for (index, operator) in self.operators.iter().enumerate() {
+            if loops.loop_of[index].is_some() && operator.kind == "fold_final" {
+                return self.refuse(format!(
+                    "operator '{}' emits when its input has ended, and stands in a loop, whose \
+                     input ends when nothing goes round any more; use `.fold(..)`, or move it \
+                     behind the loop",
+                    operator.name
                 ));
             }
         }

@@ -39,10 +39,10 @@
 //! | layer | modules |
 //! |---|---|
 //! | words | [`id`] [`record`] [`key`] [`error`] [`guard`] [`config`] [`clock`] |
-//! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk) |
-//! | the algorithm, pure | [`align`] (a task's barriers), [`coordinator`] (a job's snapshots) |
+//! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk), [`spill`] (records that wait) |
+//! | the algorithm, pure | [`align`] (a task's barriers), [`flight`] (what goes round in a loop), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
-//! | assembly | [`graph`], [`stream`] (the API users write), [`plan`], [`picture`], [`engine`] (the drivers) |
+//! | assembly | [`loops`], [`graph`], [`stream`] (the API users write), [`plan`], [`picture`], [`engine`] (the drivers) |
 //! | edges | [`doctor`], [`workload`], [`jobs`] |
 //!
 //! How a record travels: [`operator::source`] -> [`outbox`] -> [`channel`] -> [`inbox`] (asks
@@ -61,7 +61,9 @@ pub mod clock;
 pub mod channel;
 pub mod disk;
 pub mod frame;
+pub mod spill;
 pub mod align;
+pub mod flight;
 pub mod coordinator;
 pub mod state;
 pub mod operator;
@@ -70,6 +72,7 @@ pub mod outbox;
 pub mod store;
 pub mod task;
 pub mod worker;
+pub mod loops;
 pub mod graph;
 pub mod stream;
 pub mod plan;

@@ -9,9 +9,12 @@
 //! - A control mark needs no record slot. It is put into each channel once, channel by channel,
 //!   and a full channel does not keep the others from getting it (trap 9).
 
+use std::sync::Arc;
+
 use crate::channel::Producer;
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
+use crate::flight::Flight;
 use crate::id::KeyGroup;
 use crate::key::Key;
 use crate::operator::keyed::Select;
@@ -22,6 +25,11 @@ use crate::record::{Batch, Control, Drain};
 pub trait Route<T>: Send {
     /// Pushes every record of `records`; each producer has room for that many.
     fn route(&mut self, records: Drain<'_, T>, producers: &mut [Producer<T>]);
+
+    /// How many channels each record goes into, of `channels`.
+    fn copies(&self, _channels: usize) -> usize {
+        1
+    }
 }
 
 /// To the owner of the record's key group.
@@ -66,41 +74,56 @@ impl<T: Clone + Send> Route<T> for ToAll {
             last.push(record);
         }
     }
+
+    fn copies(&self, channels: usize) -> usize {
+        channels
+    }
 }
 
 /// The channels of one edge.
 pub struct Outbox<T: Send> {
     route: Box<dyn Route<T>>,
     channels: Channels<T>,
-    probe: Probe,
+    /// Of the loop that the edge lies inside.
+    flight: Option<Arc<Flight>>,
 }
 
 impl<T: Send> Outbox<T> {
-    /// Sends by `route` into `producers`, one per task of the receiving operator.
+    /// Sends by `route` into `producers`, one per task of the receiving operator. Inside a loop
+    /// what is sent is counted in `flight`.
     #[must_use]
-    pub fn new(route: Box<dyn Route<T>>, producers: Vec<Producer<T>>, probe: Probe) -> Self {
+    pub fn new(
+        route: Box<dyn Route<T>>,
+        producers: Vec<Producer<T>>,
+        probe: Probe,
+        flight: Option<Arc<Flight>>,
+    ) -> Self {
         assert!(!producers.is_empty(), "an edge has channels");
         let given = vec![false; producers.len()];
-        Self { route, channels: Channels { producers, given }, probe }
+        Self { route, channels: Channels { producers, given, probe }, flight }
     }
 }
 
 impl<T: Send> Stage<T> for Outbox<T> {
     fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
-        self.probe.enter();
-        let producers = &mut self.channels.producers;
+        let Channels { producers, probe, .. } = &mut self.channels;
+        probe.enter();
         while !input.is_empty() {
             let wanted = input.len().min(BATCH_RECORDS);
             let room = producers.iter_mut().map(|p| p.room(wanted)).min().unwrap_or(0);
             if room == 0 {
                 break;
             }
-            self.route.route(input.drain(room.min(wanted)), producers);
+            let count = room.min(wanted);
+            if let Some(flight) = &self.flight {
+                flight.sent(count * self.route.copies(producers.len()));
+            }
+            self.route.route(input.drain(count), producers);
         }
         let mut sent = false;
         producers.iter_mut().for_each(|producer| sent |= producer.publish());
         if sent {
-            self.probe.sent();
+            probe.sent();
         }
         Ok(if input.is_empty() { Flow::Done } else { Flow::Full })
     }
@@ -122,12 +145,16 @@ struct Channels<T: Send> {
     producers: Vec<Producer<T>>,
     /// Which channels already have the control that is being put.
     given: Vec<bool>,
+    probe: Probe,
 }
 
 impl<T: Send> Output for Channels<T> {
     fn control(&mut self, control: Control) -> Flow {
         for (producer, given) in self.producers.iter_mut().zip(&mut self.given) {
-            *given = *given || producer.control(control).is_ok();
+            if !*given && producer.control(control).is_ok() {
+                *given = true;
+                self.probe.sent();
+            }
         }
         if !self.given.iter().all(|&given| given) {
             return Flow::Full;

@@ -16,8 +16,7 @@ use crate::plan::Plan;
 #[must_use]
 pub fn text(graph: &Graph, plan: &Plan) -> String {
     let chains = chains(graph, plan);
-    let rings: usize =
-        crossing(graph, plan).map(|(index, edge)| ring_count(plan, index, edge)).sum();
+    let rings: usize = crossing(graph, plan).map(|(index, edge)| plan.rings_of(index, edge)).sum();
     let mut text = format!(
         "job {}: {}, {}, {}, {} of {} slots\n\nchains (operators joined by + run as one task)\n",
         graph.name,
@@ -38,9 +37,10 @@ pub fn text(graph: &Graph, plan: &Plan) -> String {
     };
     let width = crossing(graph, plan).map(|(_, edge)| name(edge).len()).max().unwrap_or(0);
     for (index, edge) in crossing(graph, plan) {
-        let rings = count(ring_count(plan, index, edge), "ring");
+        let rings = count(plan.rings_of(index, edge), "ring");
         let partition = partition_name(plan.partition[index]);
-        line(&mut text, &format!("  {:width$}  {partition:9}  {rings}", name(edge)));
+        let back = if plan.loops.back_edge[index] { "  back-edge" } else { "" };
+        line(&mut text, &format!("  {:width$}  {partition:9}  {rings}{back}", name(edge)));
     }
     text.push_str("\nworkers (task i of p owns the keys of groups g with g * p / 128 = i)\n");
     for worker in 0..plan.workers {
@@ -75,9 +75,11 @@ pub fn dot(graph: &Graph, plan: &Plan) -> String {
         let label = if plan.chained[index] {
             String::new()
         } else {
-            let rings = count(ring_count(plan, index, edge), "ring");
+            let rings = count(plan.rings_of(index, edge), "ring");
             let label = format!("{}\n{rings}", partition_name(plan.partition[index]));
-            format!(" [label={}]", quoted(&label))
+            let style =
+                if plan.loops.back_edge[index] { ", style=dashed, constraint=false" } else { "" };
+            format!(" [label={}{style}]", quoted(&label))
         };
         push(&mut dot, format_args!("  {} -> {}{label};\n", quoted(from), quoted(to)));
     }
@@ -94,12 +96,6 @@ fn chains(graph: &Graph, plan: &Plan) -> Vec<Vec<OperatorIndex>> {
 /// Edges that are rings.
 fn crossing<'a>(graph: &'a Graph, plan: &'a Plan) -> impl Iterator<Item = (usize, &'a Edge)> {
     graph.edges.iter().enumerate().filter(|(index, _)| !plan.chained[*index])
-}
-
-/// One ring per pair of tasks; a forward edge joins equal numbers only.
-fn ring_count(plan: &Plan, index: usize, edge: &Edge) -> usize {
-    let (from, to) = (plan.parallelism[edge.from], plan.parallelism[edge.to]);
-    if plan.partition[index] == Partition::Forward { from.min(to) } else { from * to }
 }
 
 fn chain_name(graph: &Graph, chain: &[OperatorIndex]) -> String {

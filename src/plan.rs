@@ -6,7 +6,7 @@
 //!
 //! Rules
 //! - An edge is *chained* (no ring, one task) if it is forward, both operators have the same
-//!   parallelism and nothing else enters the receiver.
+//!   parallelism and nothing else enters the receiver (records in transit to it, either).
 //! - A forward edge between different parallelisms becomes a rebalance.
 //! - Task i of every operator runs on worker i modulo the number of workers, so that equal key
 //!   groups of successive operators share a core and half of a shuffle (at two cores) stays there.
@@ -15,12 +15,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use crate::align::InputKind;
+use crate::config::{Mode, Spill};
 use crate::disk::Disk;
 use crate::error::Result;
-use crate::graph::{Build, Erased, Graph, OperatorIndex, Partition, TaskContext};
-use crate::id::{KeyGroup, SnapshotId, TaskId, WorkerId};
+use crate::flight::Flight;
+use crate::graph::{
+    Build, Edge, Erased, Graph, HeadContext, OperatorIndex, Partition, RingEnd, TaskContext,
+};
+use crate::id::{Attempt, KeyGroup, SnapshotId, StateSlot, TaskId, WorkerId};
+use crate::inbox::Setting;
+use crate::loops::Loops;
 use crate::operator::{Probe, Trace};
+use crate::spill::{Limits, Place, file_name};
 use crate::task::Task;
+
+/// A loop lets nothing more in while its back-edges hold more than this part of their memory.
+const LOOP_SHARE: usize = 8;
 
 /// A task to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,24 +61,50 @@ pub struct Plan {
     pub chained: Vec<bool>,
     /// Tasks, chain by chain.
     pub tasks: Vec<PlannedTask>,
+    /// Loops and back-edges.
+    pub loops: Loops,
 }
 
 /// What tasks are made with.
 pub struct Instance {
     /// Files.
     pub disk: Arc<dyn Disk>,
+    /// Which start of the tasks this is.
+    pub attempt: Attempt,
     /// The last snapshot before the first one of this attempt.
     pub captured: SnapshotId,
     /// Whether the job takes snapshots.
     pub transactional: bool,
+    /// How snapshots are aligned.
+    pub mode: Mode,
+    /// Where records wait that cannot be handled yet; its directory exists, if there is one.
+    pub spill: Spill,
     /// Counts what sources read.
     pub records: Arc<AtomicU64>,
 }
 
 impl Plan {
     /// Plans `graph` for `workers` workers.
+    ///
+    /// # Panics
+    /// If the graph was not validated and has a cycle without a back-edge.
     #[must_use]
     pub fn new(graph: &Graph, workers: usize, ring_slots: usize) -> Self {
+        Self::with_heads(graph, workers, ring_slots, &[])
+    }
+
+    /// As [`new`](Self::new), where the operators `heads` begin a task, although they could be
+    /// chained: a snapshot holds a log for them, which only a task's inputs can take.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn with_heads(
+        graph: &Graph,
+        workers: usize,
+        ring_slots: usize,
+        heads: &[OperatorIndex],
+    ) -> Self {
         let parallelism: Vec<usize> = graph
             .operators
             .iter()
@@ -79,10 +116,13 @@ impl Plan {
             let same = parallelism[edge.from] == parallelism[edge.to];
             let forward = edge.partition == Partition::Forward;
             partition.push(if forward && !same { Partition::Rebalance } else { edge.partition });
-            chained.push(forward && same && graph.inputs(edge.to).count() == 1);
+            let alone = graph.inputs(edge.to).count() == 1 && !heads.contains(&edge.to);
+            chained.push(forward && same && alone);
         }
-        let mut plan =
-            Self { workers, ring_slots, parallelism, partition, chained, tasks: Vec::new() };
+        let loops = Loops::find(graph.operators.len(), &graph.links());
+        let loops = loops.expect("a graph that was validated");
+        let tasks = Vec::new();
+        let mut plan = Self { workers, ring_slots, parallelism, partition, chained, tasks, loops };
         for head in 0..graph.operators.len() {
             if plan.is_chained(graph, head) {
                 continue;
@@ -120,13 +160,31 @@ impl Plan {
     /// The number of rings.
     #[must_use]
     pub fn rings(&self, graph: &Graph) -> usize {
-        let edges = graph.edges.iter().enumerate().filter(|(e, _)| !self.chained[*e]);
-        edges
-            .map(|(e, edge)| match self.partition[e] {
-                Partition::Forward => self.parallelism[edge.from],
-                _ => self.parallelism[edge.from] * self.parallelism[edge.to],
-            })
-            .sum()
+        graph.edges.iter().enumerate().map(|(index, edge)| self.rings_of(index, edge)).sum()
+    }
+
+    /// The number of rings of one edge: one per pair of tasks; a forward edge joins equal numbers.
+    #[must_use]
+    pub fn rings_of(&self, index: usize, edge: &Edge) -> usize {
+        let (from, to) = (self.parallelism[edge.from], self.parallelism[edge.to]);
+        match self.partition[index] {
+            _ if self.chained[index] => 0,
+            Partition::Forward => from.min(to),
+            _ => from * to,
+        }
+    }
+
+    /// A count of what is in flight for each loop.
+    fn flights(&self, graph: &Graph) -> Vec<Arc<Flight>> {
+        let mut entries = vec![0; self.loops.count];
+        for (index, edge) in graph.edges.iter().enumerate() {
+            if let Some(into) = self.loops.loop_of[edge.to]
+                && !self.loops.is_inside(edge.from, edge.to)
+            {
+                entries[into] += self.rings_of(index, edge);
+            }
+        }
+        entries.into_iter().map(|entries| Arc::new(Flight::new(entries))).collect()
     }
 
     /// Makes every task, by worker.
@@ -135,20 +193,28 @@ impl Plan {
     /// A source or sink cannot be made.
     pub fn instantiate(&self, graph: &Graph, instance: &Instance) -> Result<Vec<Vec<Task>>> {
         let mut ends = self.channels(graph);
+        let flights = self.flights(graph);
         let names = names(graph);
         let mut workers: Vec<Vec<Task>> = (0..self.workers).map(|_| Vec::new()).collect();
         for planned in &self.tasks {
-            let PlannedTask { head, subtask, worker, .. } = *planned;
+            let PlannedTask { head, subtask, worker, id } = *planned;
             let trace = Arc::new(Trace::default());
-            let mut builder =
-                Builder { plan: self, graph, instance, ends: &mut ends, subtask, trace };
+            let mut builder = Builder {
+                plan: self,
+                graph,
+                instance,
+                ends: &mut ends,
+                flights: &flights,
+                subtask,
+                trace,
+            };
             let nexts = builder.successors(head)?;
             let context = builder.context(head);
             let made = match &graph.operators[head].build {
                 Build::Source { head, .. } => head(&context, nexts)?,
                 Build::Stage { stage, head: make_head, .. } => {
                     let stage = stage(&context, nexts)?;
-                    make_head(builder.consumers(head), instance.captured, stage)
+                    make_head(builder.ring_ends(head, id), builder.head_context(head), stage)
                 }
             };
             let trace = builder.trace;
@@ -202,6 +268,7 @@ struct Builder<'a> {
     graph: &'a Graph,
     instance: &'a Instance,
     ends: &'a mut Ends,
+    flights: &'a [Arc<Flight>],
     subtask: usize,
     trace: Arc<Trace>,
 }
@@ -219,6 +286,7 @@ impl Builder<'_> {
             disk: self.instance.disk.clone(),
             first_snapshot: self.instance.captured.next(),
             transactional: self.instance.transactional,
+            synchronous: self.instance.mode == Mode::Synchronous,
             rate: made.rate.map(|rate| rate / parallelism as f64),
             records: self.instance.records.clone(),
         }
@@ -254,12 +322,61 @@ impl Builder<'_> {
         let producers = self.ends.producers.remove(&(edge, self.subtask));
         let producers = producers.expect("each task takes its own ends once");
         let probe = Probe::new(self.trace.clone(), self.graph.operators.len() + edge);
-        (self.graph.edges[edge].outbox)(producers, probe)
+        let made = &self.graph.edges[edge];
+        let inside = self.plan.loops.is_inside(made.from, made.to);
+        (made.outbox)(producers, probe, if inside { self.flight(made.from) } else { None })
     }
 
-    fn consumers(&mut self, head: OperatorIndex) -> Vec<Erased> {
-        let edges = self.graph.inputs(head).map(|(edge, _)| edge);
-        let mine = edges.flat_map(|edge| self.ends.consumers.remove(&(edge, self.subtask)));
-        mine.flatten().collect()
+    fn flight(&self, operator: OperatorIndex) -> Option<Arc<Flight>> {
+        self.plan.loops.loop_of[operator].map(|index| self.flights[index].clone())
+    }
+
+    fn head_context(&self, head: OperatorIndex) -> HeadContext {
+        let Instance { captured, mode, spill, .. } = self.instance;
+        let directory = spill.directory.is_some();
+        let disk_bytes = if directory { spill.disk_bytes } else { 0 };
+        HeadContext {
+            setting: Setting {
+                operator: self.graph.operators[head].name.clone(),
+                captured: *captured,
+                flight: self.flight(head),
+                mode: *mode,
+                spill: spill.blocked,
+                loop_limit: format!(
+                    "{} bytes in memory and {disk_bytes} on disk",
+                    spill.memory_bytes
+                ),
+                loop_bytes_max: spill.memory_bytes / LOOP_SHARE,
+            },
+            limits: Limits { memory_bytes: spill.memory_bytes, disk_bytes },
+            copy: (self.subtask, self.plan.parallelism[head]),
+        }
+    }
+
+    fn ring_ends(&mut self, head: OperatorIndex, task: TaskId) -> Vec<RingEnd> {
+        let mut ends = Vec::new();
+        for (index, edge) in self.graph.inputs(head) {
+            let mine = self.ends.consumers.remove(&(index, self.subtask));
+            let loops = &self.plan.loops;
+            for consumer in mine.into_iter().flatten() {
+                let back_edge = loops.back_edge[index];
+                let directory = self.instance.spill.directory.as_ref();
+                let place = directory.map(|directory| Place {
+                    disk: self.instance.disk.clone(),
+                    path: directory.join(file_name(task, ends.len() as u32, self.instance.attempt)),
+                    owner: self.graph.operators[head].name.clone(),
+                    slot: StateSlot::Task(self.subtask as u32),
+                    input: ends.len() as u32,
+                });
+                ends.push(RingEnd {
+                    consumer,
+                    kind: if back_edge { InputKind::BackEdge } else { InputKind::Regular },
+                    inside: loops.is_inside(edge.from, edge.to),
+                    group_of: edge.group_of.as_ref().map(|group_of| group_of()),
+                    place,
+                });
+            }
+        }
+        ends
     }
 }

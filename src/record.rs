@@ -16,19 +16,26 @@ use std::ptr::NonNull;
 use rkyv::Archive;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
-use rkyv::rancor;
 use rkyv::ser::allocator::ArenaHandle;
 use rkyv::util::AlignedVec;
 
 use crate::id::SnapshotId;
 
+/// The errors of rkyv with their reasons: its default error drops them in release builds.
+mod rancor {
+    pub use rkyv::rancor::BoxedError as Error;
+}
+
 /// Data that can be written as rkyv bytes, checked, and read back.
 ///
 /// Every type with the three rkyv derives (`Archive, Serialize, Deserialize`) has it; integers,
-/// floats, strings, vectors, options and tuples of such types have it too.
+/// floats, strings, vectors, options and tuples of such types have it too. A vector of any `Data` is
+/// `Data`, also in generic code.
 pub trait Data:
-    Archive<Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>>
-    + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
+    Archive<
+        Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+                      + rkyv::Deserialize<Self, HighDeserializer<rancor::Error>>,
+    > + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
     + Clone
     + Send
     + 'static
@@ -48,25 +55,24 @@ pub trait Data:
     /// Bytes that are not an archive of this type.
     fn from_archive(bytes: &[u8]) -> Result<Self, rancor::Error>
     where
-        Self: Sized;
+        Self: Sized,
+    {
+        // An archive is read in place, so it must lie at its alignment; frames do not promise that.
+        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
+        aligned.extend_from_slice(bytes);
+        rkyv::from_bytes(&aligned)
+    }
 }
 
-impl<T> Data for T
-where
+impl<T> Data for T where
     T: Archive<
             Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
                           + rkyv::Deserialize<T, HighDeserializer<rancor::Error>>,
         > + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>
         + Clone
         + Send
-        + 'static,
+        + 'static
 {
-    fn from_archive(bytes: &[u8]) -> Result<Self, rancor::Error> {
-        // An archive is read in place, so it must lie at its alignment; frames do not promise that.
-        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
-        aligned.extend_from_slice(bytes);
-        rkyv::from_bytes(&aligned)
-    }
 }
 
 /// One data unit on a channel. The same bound as [`Data`]: a record may have to be spilled to
@@ -255,7 +261,7 @@ pub fn append<T>(out: &mut Vec<T>, records: impl ExactSizeIterator<Item = T>) {
     }
 }
 
-/// Records an operator has made and its successor has not taken yet. Allocated once, reused.
+/// Records in memory between who made or read them and who takes them, in order.
 pub struct Buffer<T> {
     records: Vec<T>,
     head: usize,
@@ -275,6 +281,41 @@ impl<T> Buffer<T> {
         self.records.is_empty()
     }
 
+    /// How many records are in it.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        // An empty buffer's head is 0; otherwise the length counts the records taken too.
+        self.records.len() - self.head
+    }
+
+    /// The records in it, to look at.
+    #[must_use]
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: head <= the vector's length, inside the allocation.
+        let first = unsafe { self.records.as_ptr().add(self.head) };
+        // SAFETY: the records from the head on are initialised and not lent, as `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(first, self.len()) }
+    }
+
+    /// Appends behind the records that are in it. The slots of taken ones are used again only when
+    /// it was empty in between: who appends without end bounds it himself.
+    #[inline]
+    pub fn append(&mut self, records: impl ExactSizeIterator<Item = T>) {
+        append(&mut self.records, records);
+    }
+
+    /// The records in it as a vector; without a copy if none was taken or none is left.
+    #[must_use]
+    pub fn into_vec(mut self) -> Vec<T> {
+        if self.head == 0 {
+            return std::mem::take(&mut self.records);
+        }
+        let mut records = Vec::with_capacity(self.len());
+        self.lend(|batch| append(&mut records, batch.drain(usize::MAX)));
+        records
+    }
+
     /// The vector to append to. Only an empty buffer is filled, so order is kept.
     #[inline]
     pub fn fill(&mut self) -> &mut Vec<T> {
@@ -285,6 +326,12 @@ impl<T> Buffer<T> {
     /// Lends the records to `take` and keeps those that it does not take out.
     #[inline]
     pub fn lend<R>(&mut self, take: impl FnOnce(&mut Batch<'_, T>) -> R) -> R {
+        self.lend_at_most(usize::MAX, take)
+    }
+
+    /// As [`lend`](Self::lend), with no more than the first `max` records.
+    #[inline]
+    pub fn lend_at_most<R>(&mut self, max: usize, take: impl FnOnce(&mut Batch<'_, T>) -> R) -> R {
         /// Puts the length back when `take` returns or panics.
         struct Lent<'a, T> {
             buffer: &'a mut Buffer<T>,
@@ -311,10 +358,17 @@ impl<T> Buffer<T> {
             NonNull::new(self.records.as_mut_ptr()).expect("a vector's pointer is not null");
         // SAFETY: head <= end, inside the allocation.
         let slots = unsafe { start.add(self.head) };
+        let count = max.min(end - self.head);
         // SAFETY: head..end is initialised and, with the length at 0, out of the vector's hands.
-        let batch = unsafe { Batch::from_raw(slots, end - self.head) };
+        let batch = unsafe { Batch::from_raw(slots, count) };
         let mut lent = Lent { buffer: self, end, batch };
         take(&mut lent.batch)
+    }
+}
+
+impl<T> From<Vec<T>> for Buffer<T> {
+    fn from(records: Vec<T>) -> Self {
+        Self { records, head: 0 }
     }
 }
 
@@ -373,6 +427,20 @@ mod tests {
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(buffer)));
         assert!(caught.is_err());
         assert_eq!(Rc::strong_count(&probe), 3, "the two behind it are leaked");
+    }
+
+    #[test]
+    fn a_partly_taken_buffer_is_looked_at_appended_to_and_turned_into_a_vector() {
+        let name = |i: u32| format!("record {i}");
+        let mut buffer = Buffer::from(Vec::from_iter((0..3).map(name)));
+        let taken: Vec<String> = buffer.lend_at_most(2, |batch| batch.drain(9).collect());
+        assert_eq!(taken, [name(0), name(1)]);
+        buffer.append((3..9).map(name));
+        assert_eq!(buffer.len(), 7);
+        assert_eq!(buffer.as_slice(), Vec::from_iter((2..9).map(name)));
+        assert_eq!(buffer.lend_at_most(1, |batch| batch.len()), 1);
+        assert_eq!(buffer.into_vec(), Vec::from_iter((2..9).map(name)));
+        assert_eq!(Buffer::<String>::with_capacity(1).into_vec(), [""; 0]);
     }
 
     #[test]

@@ -26,9 +26,11 @@ use std::sync::Arc;
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::graph::{
-    Build, Edge, Erased, Graph, MakeOutbox, Operator, OperatorIndex, Partition, Port, TaskContext,
-    inbox_head, make_outbox, unerase,
+    Build, Edge, Erased, Graph, MakeGroupOf, MakeOutbox, Operator, OperatorIndex, Partition, Port,
+    TaskContext, inbox_head, make_outbox, unerase,
 };
+use crate::id::KeyGroup;
+use crate::inbox::GroupOf;
 use crate::key::Key;
 use crate::operator::keyed::{
     Aggregate, AtEnd, ByReference, ByValue, EachUpdate, Fold, Keyed, Reduce, Select,
@@ -78,7 +80,7 @@ impl Job {
                     reader,
                     (downstream, context.probe.clone()),
                 );
-                Ok(Box::new(SourceTask::new(head)))
+                Ok(Box::new(SourceTask::new(head, context.synchronous)))
             }),
             identity: Box::new(move |context| looked_at.identity(context)),
         };
@@ -130,6 +132,7 @@ struct Origin {
     port: usize,
     partition: Partition,
     outbox: MakeOutbox,
+    group_of: Option<MakeGroupOf>,
 }
 
 impl<T> Clone for Stream<T> {
@@ -145,16 +148,31 @@ impl<T> Clone for Stream<T> {
 impl<T: Record> Stream<T> {
     fn from_port(graph: &Rc<RefCell<Graph>>, from: OperatorIndex, port: usize) -> Self {
         let outbox = make_outbox::<T>(|| Box::new(RoundRobin::default()));
-        let origin = Origin { from, port, partition: Partition::Forward, outbox };
+        let partition = Partition::Forward;
+        let origin = Origin { from, port, partition, outbox, group_of: None };
         Self { graph: graph.clone(), origins: vec![origin], record: std::marker::PhantomData }
     }
 
     /// Spreads all of the stream in this way over the next operator.
-    fn spread(mut self, partition: Partition, outbox: MakeOutbox) -> Self {
+    fn spread(
+        mut self,
+        partition: Partition,
+        outbox: MakeOutbox,
+        group_of: Option<MakeGroupOf>,
+    ) -> Self {
         for origin in &mut self.origins {
             (origin.partition, origin.outbox) = (partition, outbox.clone());
+            origin.group_of.clone_from(&group_of);
         }
         self
+    }
+
+    /// Leads all of the stream into the operator `to`.
+    fn lead(self, to: OperatorIndex, feedback: bool) {
+        let mut graph = self.graph.borrow_mut();
+        for Origin { from, port, partition, outbox, group_of } in self.origins {
+            graph.edges.push(Edge { from, port, to, partition, outbox, group_of, feedback });
+        }
     }
 
     /// Adds an operator behind this stream; `stage` makes its stage from its successors.
@@ -170,13 +188,10 @@ impl<T: Record> Stream<T> {
                 Ok(Box::new(stage(context, successors(nexts))?) as Erased)
             }),
             head: inbox_head::<T>,
-            recover: None,
+            sink: None,
         };
         let to = add(&self.graph, name, kind, ports.into(), build);
-        let mut graph = self.graph.borrow_mut();
-        for Origin { from, port, partition, outbox } in self.origins {
-            graph.edges.push(Edge { from, port, to, partition, outbox });
-        }
+        self.lead(to, false);
         to
     }
 
@@ -247,7 +262,8 @@ impl<T: Record> Stream<T> {
     }
 
     /// What `expand(record, out)` pushes for each record: for expansions that borrow from the
-    /// record. What one record expands to is held in memory.
+    /// record. All that one record expands to is held in memory, with up to a batch
+    /// ([`BATCH_RECORDS`]) of what those before it expanded to.
     pub fn flat_map_into<O: Record>(
         self,
         name: &str,
@@ -306,13 +322,14 @@ impl<T: Record> Stream<T> {
     /// Every record to every task of the next operator.
     #[must_use]
     pub fn broadcast(self) -> Stream<T> {
-        self.spread(Partition::Broadcast, make_outbox::<T>(|| Box::new(ToAll)))
+        self.spread(Partition::Broadcast, make_outbox::<T>(|| Box::new(ToAll)), None)
     }
 
     /// Records spread evenly over the tasks of the next operator.
     #[must_use]
     pub fn rebalance(self) -> Stream<T> {
-        self.spread(Partition::Rebalance, make_outbox::<T>(|| Box::new(RoundRobin::default())))
+        let outbox = make_outbox::<T>(|| Box::new(RoundRobin::default()));
+        self.spread(Partition::Rebalance, outbox, None)
     }
 
     /// Parallel copies of the operator that this stream comes out of; the default is the number of
@@ -334,11 +351,48 @@ impl<T: Record> Stream<T> {
         self
     }
 
+    /// A loop. `body` is given what goes round, which is this stream and what is fed back, and
+    /// returns what it feeds back and what leaves the loop. The loop ends when this stream has ended
+    /// and nothing goes round any more. Loops may be nested, and take in other streams.
+    ///
+    /// Snapshots are exactly-once in loops too: what goes round at the cut is logged. What goes round
+    /// is held in rings, then in memory, then on disk, within the bounds of
+    /// [`Spill`](crate::config::Spill); a loop that outgrows them is an error.
+    ///
+    /// ```
+    /// # use tidegate::{config::Config, operator::{sink::Collect, source::Items, split::Side}, stream::Job};
+    /// let job = Job::new("halve");
+    /// let (sink, results) = Collect::new();
+    /// let halve = |n: u64| if n % 2 == 0 { Side::Left(n / 2) } else { Side::Right(n) };
+    /// job.source("numbers", Items::new("40 to 42", || 40..=42_u64))
+    ///     .iterate("again", |numbers| numbers.split("halve", halve))
+    ///     .sink("odd", sink);
+    /// job.run(&Config::workers(1))?;
+    /// let mut odd = results.take();
+    /// odd.sort();
+    /// assert_eq!(odd, [5, 21, 41]);
+    /// # Ok::<(), tidegate::error::Error>(())
+    /// ```
+    pub fn iterate<O: Record>(
+        self,
+        name: &str,
+        body: impl FnOnce(Stream<T>) -> (Stream<T>, Stream<O>),
+    ) -> Stream<O> {
+        // The entrance only merges: its stage is its successor's.
+        let inside = self.add_one(name, "iterate", |_, next: Box<dyn Stage<T>>| next);
+        let (graph, entrance) = (inside.graph.clone(), inside.origins[0].from);
+        let (again, out) = body(inside);
+        let of_this_job = Rc::ptr_eq(&graph, &again.graph) && Rc::ptr_eq(&graph, &out.graph);
+        assert!(of_this_job, "the streams of a loop belong to one job");
+        again.lead(entrance, true);
+        out
+    }
+
     /// Ends the stream in `sink`.
     pub fn sink<S: Sink<Item = T>>(self, name: &str, sink: S) {
         let graph = self.graph.clone();
         let sink = Arc::new(sink);
-        let recovered = sink.clone();
+        let asked = sink.clone();
         let to = self.add(name, "sink", [], move |context, []| {
             let writer = sink.writer(&WriterContext {
                 subtask: context.subtask,
@@ -347,10 +401,11 @@ impl<T: Record> Stream<T> {
                 disk: context.disk.clone(),
             })?;
             let (name, probe) = (context.name.clone(), context.probe.clone());
-            Ok(Box::new(SinkStage::new(name, context.subtask, writer, probe)))
+            let this = (sink.identity(), context.subtask);
+            Ok(Box::new(SinkStage::new(name, this, writer, probe)))
         });
-        if let Build::Stage { recover, .. } = &mut graph.borrow_mut().operators[to].build {
-            *recover = Some(Box::new(move |handles, disk| recovered.recover(handles, disk)));
+        if let Build::Stage { sink, .. } = &mut graph.borrow_mut().operators[to].build {
+            *sink = Some(asked);
         }
     }
 }
@@ -372,7 +427,14 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         let Self { stream, select } = self;
         let route = select.clone();
         let outbox = make_outbox::<T>(move || Box::new(ByKey(route.clone())));
-        let stream = stream.spread(Partition::Hash, outbox);
+        let of_key = select.clone();
+        let group_of: MakeGroupOf = Arc::new(move || {
+            let mut select = of_key.clone();
+            let group_of: GroupOf<T> =
+                Some(Box::new(move |record| KeyGroup::of_hash(select.with(record, Key::key_hash))));
+            Box::new(group_of)
+        });
+        let stream = stream.spread(Partition::Hash, outbox, Some(group_of));
         stream.add_one(name, kind, move |context, next| {
             let keyed = Keyed::new(context.name.clone(), select.clone(), context.groups.clone());
             stage(context, keyed, next)
@@ -455,7 +517,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
     }
 
     /// User code with one value of state per key: `apply(record, state, out)` pushes any number of
-    /// records. What one record leads to is held in memory.
+    /// records. What up to 128 records lead to is held in memory.
     pub fn process<V: Data, O: Record>(
         self,
         name: &str,

@@ -15,11 +15,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::config::{DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
+use crate::config::{DISK_POLL_NS, DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::{SnapshotId, StateSlot};
-use crate::inbox::{Inbox, Pulled};
+use crate::inbox::{Inbox, Measured, Pulled};
 use crate::operator::source::{SourceHead, SourcePull};
 use crate::operator::{Flow, Part, Stage, Trace, Visitor};
 use crate::record::{Control, Record};
@@ -67,26 +67,68 @@ pub trait Head: Send {
     /// The visitor's.
     fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()>;
 
-    /// The coordinator's barrier, for a task without inputs; behind it nothing more is read if
-    /// `pause`.
+    /// The coordinator's barrier: a task without inputs takes it into the stream, and reads nothing
+    /// more behind it if `pause`; a task with inputs is told that it will come.
     fn inject(&mut self, _snapshot: SnapshotId, _pause: bool) {}
+
+    /// Every state is restored; records follow.
+    fn start(&mut self) {}
+
+    /// An output is full: empties the inputs that must not fill up meanwhile. Whether anything
+    /// moved.
+    ///
+    /// # Errors
+    /// A disk's; a loop that outgrows its bounds.
+    fn relieve(&mut self, _now_ns: u64) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// What its inputs spilled and logged so far.
+    fn measured(&self) -> Measured {
+        Measured::default()
+    }
+
+    /// A snapshot for which a source waits is durable or given up.
+    fn resume(&mut self, _snapshot: SnapshotId) {}
 }
 
 /// Head of a task with inputs.
-pub struct InboxHead<T: Send> {
+pub struct InboxHead<T: Record> {
     /// Its inputs.
     pub inbox: Inbox<T>,
     /// Its chain.
     pub stage: Box<dyn Stage<T>>,
+    /// Name of its log in snapshots.
+    pub log: String,
 }
 
-impl<T: Send> Head for InboxHead<T> {
-    fn pull(&mut self, _now_ns: u64) -> Result<(Pulled, Option<u64>)> {
-        Ok((self.inbox.pull(&mut *self.stage)?, None))
+impl<T: Record> Head for InboxHead<T> {
+    fn pull(&mut self, now_ns: u64) -> Result<(Pulled, Option<u64>)> {
+        self.inbox.pull(now_ns, &mut *self.stage)
     }
 
     fn flush(&mut self) -> Result<Flow> {
-        self.stage.flush()
+        let flow = self.stage.flush()?;
+        if flow == Flow::Done {
+            self.inbox.settle();
+        }
+        Ok(flow)
+    }
+
+    fn inject(&mut self, snapshot: SnapshotId, _pause: bool) {
+        self.inbox.announce(snapshot);
+    }
+
+    fn start(&mut self) {
+        self.inbox.start();
+    }
+
+    fn relieve(&mut self, now_ns: u64) -> Result<bool> {
+        self.inbox.relieve(now_ns)
+    }
+
+    fn measured(&self) -> Measured {
+        self.inbox.measured()
     }
 
     fn finish(&mut self) -> Result<Flow> {
@@ -94,7 +136,8 @@ impl<T: Send> Head for InboxHead<T> {
     }
 
     fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
-        self.stage.visit(visitor)
+        self.stage.visit(visitor)?;
+        visitor(Part::State(&self.log, self.inbox.log()))
     }
 }
 
@@ -104,6 +147,7 @@ pub struct SourceTask<T: Record> {
     /// Barriers that are due: at most as many as snapshots may be pending.
     injected: VecDeque<(SnapshotId, bool)>,
     reading: Reading,
+    waiting: Waiting,
 }
 
 /// Whether a source still reads.
@@ -117,12 +161,25 @@ enum Reading {
     Ended,
 }
 
+/// What a source does behind a barrier until the snapshot is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// It reads on.
+    Never,
+    /// It would wait (a synchronous snapshot).
+    No,
+    /// It waits for this one.
+    For(SnapshotId),
+}
+
 impl<T: Record> SourceTask<T> {
-    /// The source and its chain.
+    /// The source and its chain. `synchronous`: behind a barrier it reads nothing until the
+    /// snapshot is durable.
     #[must_use]
-    pub fn new(head: SourceHead<T>) -> Self {
+    pub fn new(head: SourceHead<T>, synchronous: bool) -> Self {
         let injected = VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX);
-        Self { head, injected, reading: Reading::On }
+        let waiting = if synchronous { Waiting::No } else { Waiting::Never };
+        Self { head, injected, reading: Reading::On, waiting }
     }
 }
 
@@ -132,9 +189,12 @@ impl<T: Record> Head for SourceTask<T> {
             if pause && self.reading == Reading::On {
                 self.reading = Reading::Paused;
             }
+            if self.waiting != Waiting::Never {
+                self.waiting = Waiting::For(snapshot);
+            }
             return Ok((Pulled::Barrier(snapshot), None));
         }
-        if self.reading != Reading::On {
+        if self.reading != Reading::On || matches!(self.waiting, Waiting::For(_)) {
             return Ok((Pulled::Nothing, None));
         }
         Ok(match self.head.pull(now_ns)? {
@@ -163,6 +223,14 @@ impl<T: Record> Head for SourceTask<T> {
     fn inject(&mut self, snapshot: SnapshotId, pause: bool) {
         self.injected.push_back((snapshot, pause));
     }
+
+    fn resume(&mut self, snapshot: SnapshotId) {
+        if let Waiting::For(awaited) = self.waiting
+            && awaited <= snapshot
+        {
+            self.waiting = Waiting::No;
+        }
+    }
 }
 
 /// What a task does next.
@@ -188,6 +256,8 @@ pub type WriteState<'a> = dyn FnMut(&str, StateSlot, u32, &[u8]) + 'a;
 pub struct Task {
     head: Box<dyn Head>,
     state: State,
+    /// Which outputs have the mark that is being sent.
+    given: Vec<bool>,
     subtask: usize,
     /// Operators of the job by number, for naming who failed.
     names: Arc<[String]>,
@@ -203,12 +273,28 @@ impl Task {
         names: Arc<[String]>,
         trace: Arc<Trace>,
     ) -> Self {
-        Self { head, state: State::Running, subtask, names, trace }
+        Self { head, state: State::Running, given: Vec::new(), subtask, names, trace }
     }
 
-    /// The coordinator's barrier: a source takes it into the stream, other tasks ignore it.
+    /// The coordinator's barrier: a source takes it into the stream, other tasks await it.
     pub fn inject(&mut self, snapshot: SnapshotId, pause: bool) {
         self.head.inject(snapshot, pause);
+    }
+
+    /// Every state is restored; records follow.
+    pub fn start(&mut self) {
+        self.head.start();
+    }
+
+    /// What its inputs spilled and logged so far.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        self.head.measured()
+    }
+
+    /// A synchronous snapshot is durable or given up: sources that wait for it go on.
+    pub fn resume(&mut self, snapshot: SnapshotId) {
+        self.head.resume(snapshot);
     }
 
     /// One piece of work.
@@ -227,6 +313,10 @@ impl Task {
                     Pulled::Nothing => return Ok(until.map_or(Progress::Idle, Progress::Until)),
                     Pulled::Worked => State::Running,
                     Pulled::Full => State::Flushing,
+                    Pulled::Stuck => {
+                        self.state = State::Flushing;
+                        return self.stalled(now_ns);
+                    }
                     Pulled::Barrier(snapshot) => State::AtBarrier(snapshot),
                     Pulled::Ended => State::Finishing,
                 };
@@ -236,28 +326,41 @@ impl Task {
                 Ok(Progress::Worked)
             }
             State::Flushing => Ok(match self.head.flush()? {
-                Flow::Full => self.stalled(),
+                Flow::Full => self.stalled(now_ns)?,
                 Flow::Done => self.turn_to(State::Running),
             }),
             State::AtBarrier(snapshot) => {
                 if self.head.flush()? == Flow::Full {
-                    return Ok(self.stalled());
+                    return self.stalled(now_ns);
                 }
                 Ok(Progress::Due(snapshot))
             }
             State::Finishing => Ok(match self.head.finish()? {
-                Flow::Full => self.stalled(),
+                Flow::Full => self.stalled(now_ns)?,
                 Flow::Done => self.turn_to(State::Sending(Control::End)),
             }),
-            State::Sending(control) => self.send(control),
+            State::Sending(control) => Ok(match self.send(control)? {
+                Progress::Idle => self.stalled(now_ns)?,
+                progress => progress,
+            }),
         }
     }
 
-    /// An output is full. What part of the batch was sent before is progress all the same: its
-    /// receiver may be parked and has to be woken, or each ring's worth would wait for its timeout
+    /// An output is full; inputs that must not wait are relieved. What part of the batch was sent
+    /// before is progress all the same: its receiver may be parked and has to be woken, or each ring's worth would wait for its timeout
     /// (measured on a busy machine: 0.02 M records/s instead of 1.2).
-    fn stalled(&self) -> Progress {
-        if self.trace.take_sent() { Progress::Worked } else { Progress::Idle }
+    ///
+    /// A sink that waits for its disk is looked after in time: nobody wakes its worker for that.
+    fn stalled(&mut self, now_ns: u64) -> Result<Progress> {
+        let relieved = self.head.relieve(now_ns)?;
+        let held_back = self.trace.take_held_back();
+        Ok(if self.trace.take_sent() || relieved {
+            Progress::Worked
+        } else if held_back {
+            Progress::Until(now_ns + DISK_POLL_NS)
+        } else {
+            Progress::Idle
+        })
     }
 
     fn turn_to(&mut self, state: State) -> Progress {
@@ -266,18 +369,23 @@ impl Task {
     }
 
     fn send(&mut self, control: Control) -> Result<Progress> {
-        let mut flow = Flow::Done;
+        let given = &mut self.given;
+        let (mut outputs, mut all) = (0, true);
         self.head.visit(&mut |part| {
-            if let Part::Output(output) = part
-                && output.control(control) == Flow::Full
-            {
-                flow = Flow::Full;
+            if let Part::Output(output) = part {
+                if given.len() == outputs {
+                    given.push(false);
+                }
+                given[outputs] = given[outputs] || output.control(control) == Flow::Done;
+                all &= given[outputs];
+                outputs += 1;
             }
             Ok(())
         })?;
-        if flow == Flow::Full {
+        if !all {
             return Ok(Progress::Idle);
         }
+        self.given.fill(false);
         self.state = State::Running;
         Ok(if control == Control::End { Progress::Finished } else { Progress::Worked })
     }
@@ -345,7 +453,7 @@ impl Task {
         })
     }
 
-    /// Gives one piece of restored state to the operator it belongs to, if this task has it.
+    /// Gives one piece of restored state to the operator it belongs to. Whether this task has it.
     ///
     /// # Errors
     /// The piece does not fit the operator.
@@ -355,13 +463,17 @@ impl Task {
         slot: StateSlot,
         schema: u32,
         bytes: &[u8],
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut taken = false;
         self.head.visit(&mut |part| match part {
-            Part::State(name, state) if name == operator => state
-                .restore(slot, schema, bytes)
-                .map_err(|reason| Error::State { operator: operator.into(), reason }),
+            Part::State(name, state) if name == operator => {
+                taken = true;
+                let restored = state.restore(slot, schema, bytes);
+                restored.map_err(|reason| Error::State { operator: operator.into(), reason })
+            }
             _ => Ok(()),
-        })
+        })?;
+        Ok(taken)
     }
 
     /// Whether every sink of this task has made `snapshot` durable.
@@ -433,5 +545,60 @@ struct Named<'a> {
 impl StateWriter for Named<'_> {
     fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
         (self.out)(self.operator, slot, schema, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{CONTROLS_MAX, Polled, channel};
+    use crate::operator::Probe;
+    use crate::outbox::{Outbox, RoundRobin};
+
+    /// A head with two outputs that stands at a barrier.
+    struct Forked(Vec<Outbox<u64>>);
+
+    impl Head for Forked {
+        fn pull(&mut self, _now_ns: u64) -> Result<(Pulled, Option<u64>)> {
+            Ok((Pulled::Barrier(SnapshotId(1)), None))
+        }
+
+        fn flush(&mut self) -> Result<Flow> {
+            Ok(Flow::Done)
+        }
+
+        fn finish(&mut self) -> Result<Flow> {
+            Ok(Flow::Done)
+        }
+
+        fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
+            self.0.iter_mut().try_for_each(|outbox| outbox.visit(visitor))
+        }
+    }
+
+    #[test]
+    fn trap_09_an_output_that_has_the_mark_does_not_get_it_again_while_another_is_full() {
+        let (trace, names) = (Arc::new(Trace::default()), Arc::from(["fork".to_string()]));
+        let (producers, mut consumers): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| channel::<u64>(4)).unzip();
+        let mut producers = producers.into_iter();
+        let (free, mut full) = (producers.next().unwrap(), producers.next().unwrap());
+        for n in 0..CONTROLS_MAX as u64 {
+            full.control(Control::Barrier(SnapshotId(n))).unwrap();
+        }
+        let outbox = |producer| {
+            let probe = Probe::new(trace.clone(), 0);
+            Outbox::new(Box::new(RoundRobin::default()), vec![producer], probe, None)
+        };
+        let head = Forked(vec![outbox(free), outbox(full)]);
+        let mut task = Task::new(Box::new(head), 0, names, trace);
+        assert_eq!(task.step(0).unwrap(), Progress::Due(SnapshotId(1)));
+        task.pass_barrier(SnapshotId(1)).unwrap();
+        assert_eq!(task.step(0).unwrap(), Progress::Worked, "the free output has got it");
+        assert_eq!(task.step(0).unwrap(), Progress::Idle);
+        assert!(matches!(consumers[1].poll(1), Polled::Control(_)));
+        assert_eq!(task.step(0).unwrap(), Progress::Worked);
+        assert!(matches!(consumers[0].poll(1), Polled::Control(Control::Barrier(SnapshotId(1)))));
+        assert!(matches!(consumers[0].poll(1), Polled::Empty), "it came twice");
     }
 }

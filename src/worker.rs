@@ -19,16 +19,14 @@ use std::sync::mpsc::{Receiver, Sender};
 use hdrhistogram::Histogram;
 
 use crate::clock;
-use crate::config::SNAPSHOTS_PENDING_MAX;
+use crate::config::{DISK_POLL_NS, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::{Attempt, SnapshotId, WorkerId};
+use crate::inbox;
 use crate::state::Drained;
 use crate::store::{PartRef, PartWriter};
 use crate::task::{Progress, Task};
-
-/// How soon a worker that waits for the disk looks again, ns.
-const DISK_POLL_NS: u64 = 50_000;
 
 /// What the supervisor tells a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +45,8 @@ pub enum Command {
         /// Whether the job ends with it.
         last: bool,
     },
+    /// Every worker has acked it: sources that wait for it go on.
+    Resume(SnapshotId),
     /// Forget it.
     Abort(SnapshotId),
     /// A job without snapshots is complete: sinks publish everything, the worker stops.
@@ -91,6 +91,8 @@ pub enum Event {
 pub struct Measured {
     /// How long a task stood still at a barrier to capture its state, ns.
     pub capture_ns: Histogram<u64>,
+    /// What the inputs of its tasks spilled and logged.
+    pub inputs: inbox::Measured,
 }
 
 /// What a step came to.
@@ -153,7 +155,7 @@ impl Worker {
             gathering: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             aborted: BTreeSet::new(),
-            measured: Measured { capture_ns },
+            measured: Measured { capture_ns, inputs: inbox::Measured::default() },
         }
     }
 
@@ -247,6 +249,7 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             *worked = true;
             if self.obey(command)? {
+                self.tasks.iter().for_each(|task| self.measured.inputs += task.measured());
                 self.let_go()?;
                 self.tell(Event::Stopped(self.id, self.attempt, Box::new(self.measured.clone())));
                 return Ok(true);
@@ -273,7 +276,13 @@ impl Worker {
                 }
                 return Ok(last);
             }
-            Command::Abort(snapshot) => self.give_up(snapshot)?,
+            Command::Resume(snapshot) => {
+                self.tasks.iter_mut().for_each(|task| task.resume(snapshot));
+            }
+            Command::Abort(snapshot) => {
+                self.give_up(snapshot)?;
+                self.tasks.iter_mut().for_each(|task| task.resume(snapshot));
+            }
             Command::CommitAll => {
                 for task in &mut self.tasks {
                     task.commit(None)?;
@@ -310,7 +319,7 @@ impl Worker {
         let Some(snapshot) = self.gathering.iter().find(open).map(|open| open.snapshot) else {
             return Ok(());
         };
-        while self.drain(snapshot, task)? {}
+        while self.drain(snapshot, task)? == Drained::More {}
         Ok(())
     }
 
@@ -318,13 +327,20 @@ impl Worker {
     fn drain_some(&mut self) -> Result<bool> {
         let Some(oldest) = self.gathering.front() else { return Ok(false) };
         let snapshot = oldest.snapshot;
-        let mut open = oldest.captured.iter().zip(&oldest.drained);
-        if let Some(task) = open.position(|(captured, drained)| *captured && !drained) {
-            self.drain(snapshot, task)?;
-            return Ok(true);
+        for task in 0..oldest.captured.len() {
+            let Some(oldest) = self.gathering.front().filter(|g| g.snapshot == snapshot) else {
+                return Ok(true); // it has failed
+            };
+            if oldest.captured[task]
+                && !oldest.drained[task]
+                && self.drain(snapshot, task)? != Drained::Waiting
+            {
+                return Ok(true);
+            }
         }
+        let oldest = self.gathering.front().expect("seen above");
         if !oldest.drained.iter().all(|&drained| drained) {
-            return Ok(false); // not every task has come to the barrier yet
+            return Ok(false); // not every task has come to the barrier, or sealed its log, yet
         }
         self.gathering.pop_front();
         let parts = self.parts.as_mut().expect("there are snapshots");
@@ -336,23 +352,23 @@ impl Worker {
         Ok(true)
     }
 
-    /// Writes out a piece of what `task` captured for `snapshot`. True if there is more.
-    fn drain(&mut self, snapshot: SnapshotId, task: usize) -> Result<bool> {
+    /// Writes out a piece of what `task` captured for `snapshot`.
+    fn drain(&mut self, snapshot: SnapshotId, task: usize) -> Result<Drained> {
         let parts = self.parts.as_mut().expect("there are snapshots");
         parts.begin(snapshot);
         let drained = self.tasks[task].drain(&mut |operator, slot, schema, bytes| {
             parts.append(operator, slot, schema, bytes);
         });
         match drained {
-            Ok(Drained::More) => Ok(true),
             Ok(Drained::Done) => {
                 let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
                 at.next().expect("it is being gathered").drained[task] = true;
-                Ok(false)
+                Ok(Drained::Done)
             }
+            Ok(drained) => Ok(drained),
             Err(error) if is_of_snapshot(&error) => {
                 self.fail(snapshot, &error)?;
-                Ok(false)
+                Ok(Drained::Done)
             }
             Err(error) => Err(error),
         }

@@ -45,8 +45,13 @@ fn flip(path: &Path) {
 }
 
 fn manifests(place: &Place) -> Vec<PathBuf> {
-    let names = contents(&place.path("s")).into_keys().filter(|name| name.ends_with(".manifest"));
-    names.map(|name| place.path("s").join(name)).collect()
+    manifests_of(place, "s")
+}
+
+fn manifests_of(place: &Place, directory: &str) -> Vec<PathBuf> {
+    let directory = place.path(directory);
+    let names = contents(&directory).into_keys().filter(|name| name.ends_with(".manifest"));
+    names.map(|name| directory.join(name)).collect()
 }
 
 /// The number in a manifest's name.
@@ -74,7 +79,24 @@ fn an_empty_input_is_named() {
 fn a_directory_as_input_is_named() {
     let place = Place::with_text("");
     let path = place.path("").display().to_string();
-    place.count(&["--input", "@"]).refused(1, &[&path, "is a directory"]);
+    place.count(&["--input", "@"]).refused(1, &[&path, "is a directory", "name a text file"]);
+}
+
+/// Opening a pipe waited for someone to write into it, for ever and before signals were heeded.
+#[test]
+fn an_input_that_is_no_regular_file_is_named_and_not_waited_for() {
+    let place = Place::with_text("");
+    rustix::fs::mkfifoat(rustix::fs::CWD, place.path("pipe"), rustix::fs::Mode::RWXU)
+        .expect("a pipe");
+    let _socket = std::os::unix::net::UnixListener::bind(place.path("socket")).expect("a socket");
+    for (input, is) in [
+        ("@pipe", "a pipe, which"),
+        ("@socket", "a socket, which"),
+        ("/dev/zero", "a device, which"),
+    ] {
+        let name = input.trim_start_matches('@');
+        place.count(&["--input", input]).refused(1, &[name, is, "name a text file"]);
+    }
 }
 
 #[test]
@@ -132,8 +154,10 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     let place = Place::with_text("a");
     place.count(&["--json"]).refused(2, &["--json", "--output DIR"]);
     place.count(&["--output", "@d", "--snapshots", "@d"]).refused(2, &["--output and --snapshots"]);
-    place.count(&["--rate", "-1"]).refused(2, &["--rate"]);
-    place.count(&["--rate", "NaN"]).refused(2, &["--rate"]);
+    for rate in ["-1", "NaN", "inf", "1e300", "x"] {
+        let needles = ["--rate", rate, "from 0 to 1000000000", "leave it out"];
+        place.count(&["--rate", rate]).refused(2, &needles);
+    }
     place.count(&["--limit", "x"]).refused(2, &["--limit"]);
     place.count(&["--emit", "all"]).refused(2, &["--emit", "final"]);
     tidegate(&["bench", "paper", "--keys", "0"]).refused(2, &["--keys"]);
@@ -162,6 +186,106 @@ fn an_output_that_is_already_there_is_left_alone() {
     place.count(&["--output", "@text"]).refused(1, &["text"]);
 }
 
+/// A second job on the output directory of a running one took its hidden file for a leftover of its
+/// own and removed it. The first died, and could never go on: its snapshots listed what was gone.
+#[test]
+fn an_output_directory_in_use_or_of_another_job_is_left_alone() {
+    let place = Place::new(2000);
+    let mine = ["--emit", "updates", "--roll", "1h", "--output", "@out", "--snapshots", "@mine"];
+    let slow = [&mine[..], &["--rate", "2000"]].concat();
+    let mut child = start(&place.arguments(&slow));
+    let pid = child.id().to_string();
+    let written = || {
+        contents(&place.path("out")).iter().any(|(n, b)| n.starts_with(".part-") && !b.is_empty())
+    };
+    until(&mut child, || written() && manifests_of(&place, "mine").len() > 2);
+    let path = place.path("out").display().to_string();
+    let others = [&["--output", "@out", "--snapshots", "@other"][..], &["--output", "@out"]];
+    for other in others {
+        place.count(other).refused(1, &[&path, &format!("pid {pid}"), "another output directory"]);
+    }
+    kill_process(Pid::from_child(&child), Signal::KILL).expect("a running process");
+    Ran::after(child);
+    let before = contents(&place.path("out"));
+    for other in others {
+        let owner = place.path("mine").display().to_string();
+        place.count(other).refused(1, &[&path, &owner, "job 'word-count'", "another directory"]);
+    }
+    let mut after = contents(&place.path("out"));
+    after.insert(".tidegate-lock".into(), before[".tidegate-lock"].clone());
+    assert_eq!(after, before);
+    place.count(&mine).succeeded();
+    assert_updates(&place.committed("out"), &place.text);
+}
+
+#[test]
+fn a_run_that_was_killed_before_its_first_snapshot_or_without_any_is_in_nobodys_way() {
+    for (first, then) in [
+        (&["--output", "@out"][..], &["--output", "@out", "--snapshots", "@s"][..]),
+        (
+            &["--output", "@out", "--snapshots", "@s", "--interval", "1h"],
+            &["--output", "@out", "--snapshots", "@s"],
+        ),
+    ] {
+        // More than the sink holds back, so that a hidden file is made.
+        let place = Place::new(20_000);
+        let updates = ["--emit", "updates", "--rate", "15000"];
+        let mut child = start(&place.arguments(&[first, &updates].concat()));
+        until(&mut child, || {
+            contents(&place.path("out")).keys().any(|name| name.starts_with(".part-"))
+        });
+        kill_process(Pid::from_child(&child), Signal::KILL).expect("a running process");
+        Ran::after(child);
+        place.count(&[then, &["--emit", "updates"]].concat()).succeeded();
+        assert_updates(&place.committed("out"), &place.text);
+    }
+}
+
+#[test]
+fn another_output_directory_than_the_snapshots_go_on_from_is_refused_and_a_moved_one_is_not() {
+    let place = Place::new(2000);
+    let run = |output: &'static str, snapshots: &'static str| {
+        ["--emit", "updates", "--roll", "0", "--output", output, "--snapshots", snapshots]
+    };
+    let slow = [&run("@out", "@s")[..], &["--rate", "4000"]].concat();
+    let mut child = start(&place.arguments(&slow));
+    until(&mut child, || !place.committed("out").is_empty());
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
+    Ran::after(child).succeeded();
+    fs::create_dir(place.path("empty")).expect("a directory");
+    let path = place.path("empty").display().to_string();
+    place.count(&run("@empty", "@s")).refused(1, &[&path, "not the directory", "name that one"]);
+    let path = place.path("none").display().to_string();
+    place.count(&run("@none", "@s")).refused(1, &[&path, "it is gone", "put it back"]);
+    assert!(!place.path("none").exists());
+    fs::rename(place.path("out"), place.path("moved")).expect("a directory");
+    fs::rename(place.path("s"), place.path("moved s")).expect("a directory");
+    place.count(&run("@moved", "@moved s")).succeeded();
+    assert_updates(&place.committed("moved"), &place.text);
+}
+
+#[test]
+fn an_output_file_that_something_else_made_is_not_replaced_and_is_not_tried_again() {
+    let place = Place::new(2000);
+    let more = ["--emit", "updates", "--roll", "1h", "--output", "@out", "--snapshots", "@s"];
+    let mut child = start(&place.arguments(&[&more[..], &["--rate", "2000"]].concat()));
+    let hidden = || contents(&place.path("out")).into_keys().find(|n| n.starts_with(".part-"));
+    until(&mut child, || hidden().is_some() && manifests(&place).len() > 2);
+    let name = hidden().expect("seen above")[1..].to_string();
+    let path = place.path("out").join(&name);
+    fs::write(&path, "theirs").expect("a file");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
+    let needles = [&*path.display().to_string(), "did not write", "move it away"];
+    let ran = Ran::after(child).refused(1, &needles);
+    assert!(!ran.stderr.contains("starting again"), "{}", ran.stderr);
+    let ran = place.count(&more).refused(1, &needles);
+    assert!(!ran.stderr.contains("starting again"), "{}", ran.stderr);
+    assert_eq!(fs::read(&path).expect("a file"), b"theirs");
+    fs::remove_file(&path).expect("a file");
+    place.count(&more).succeeded();
+    assert_updates(&place.committed("out"), &place.text);
+}
+
 #[test]
 fn a_snapshot_directory_of_another_job_is_left_alone() {
     let place = Place::new(20);
@@ -179,6 +303,22 @@ fn a_snapshot_directory_of_another_job_is_left_alone() {
     let mut after = contents(&place.path("s"));
     after.insert("LOCK".into(), before["LOCK"].clone());
     assert_eq!(after, before);
+}
+
+/// The kind of sink was not part of the job: without --output the handles of files, which are binary,
+/// were printed as if they were lines held back.
+#[test]
+fn snapshots_of_a_job_with_another_kind_of_output_are_refused_both_ways() {
+    let place = Place::new(50);
+    place.count(&["--output", "@out", "--snapshots", "@files"]).succeeded();
+    place.count(&["--snapshots", "@console"]).succeeded();
+    let (files, console) = (place.path("files"), place.path("console"));
+    let needles = ["another job", "sink files", "sink console"];
+    let ran = place.count(&["--snapshots", "@files"]);
+    ran.refused(1, &[&needles[..], &[&*files.display().to_string()]].concat());
+    let ran = place.count(&["--output", "@other", "--snapshots", "@console"]);
+    ran.refused(1, &[&needles[..], &[&*console.display().to_string()]].concat());
+    assert!(!place.path("other").exists());
 }
 
 #[test]

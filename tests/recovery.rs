@@ -11,7 +11,8 @@ use common::quiet::quietly;
 use common::run::{Run, Told, config, lines};
 use tidegate::config::Config;
 use tidegate::disk::{Disk, Faults, MemoryDisk};
-use tidegate::engine::{End, Report};
+use tidegate::engine::supervisor::{Opened, Supervisor, Turn};
+use tidegate::engine::{End, Handle, Report};
 use tidegate::error::{Error, Result};
 use tidegate::graph::Graph;
 use tidegate::id::SnapshotId;
@@ -20,6 +21,7 @@ use tidegate::operator::sink::{Collect, Collected, Files, Roll, Sink, Writer, Wr
 use tidegate::operator::source::{Generator, Read, Reader, ReaderContext, Source};
 use tidegate::record::Batch;
 use tidegate::stream::{Job, Stream};
+use tidegate::worker::Step;
 
 const RECORDS: u64 = 3_000;
 const KEYS: u64 = 7;
@@ -117,6 +119,35 @@ fn after_a_panic_the_job_goes_on_from_its_last_snapshot_inside_the_process() {
     let Some(Told::Restored(id)) = run.told.get(before + 1) else { panic!("{:?}", run.told) };
     assert!(run.told[..before].contains(&Told::Completed(*id)), "the newest complete one");
     assert_exact(collected.take());
+}
+
+/// What had been due when a worker failed was due ever after, so the supervisor went round as fast as
+/// it could, waking the workers each time, until the last of them had stopped.
+#[test]
+fn while_workers_stop_the_supervisor_wakes_them_once_and_waits() {
+    let fuse: Fuse = Arc::new(AtomicI64::new(1));
+    let (graph, _collected) = job_with(&fuse);
+    let (disk, config): (Arc<dyn Disk>, _) = (Arc::new(MemoryDisk::new(1)), config(2));
+    let opened = Supervisor::open(&graph, &config, disk, Handle::default(), &mut |_| {});
+    let Ok(Opened::Ready(mut supervisor)) = opened else { panic!("it can be run") };
+    let Turn::Start(mut workers) = supervisor.turn(0, &mut |_| {}) else { panic!("not started") };
+    let waits = |turn| match turn {
+        Turn::Wait { until_ns, told } => (until_ns.is_some(), told),
+        Turn::Start(_) | Turn::Done(_) => panic!("a worker has not stopped yet"),
+    };
+    assert_eq!(waits(supervisor.turn(0, &mut |_| {})), (true, false), "a snapshot will be due");
+    let stopped = |worker: usize, now_ns, workers: &mut Vec<_>| {
+        let worker: &mut tidegate::worker::Worker = &mut workers[worker];
+        quietly(|| worker.step(now_ns)) == Step::Stopped
+    };
+    let failed = (0..1_000).find_map(|now| (0..2).find(|&w| stopped(w, now, &mut workers)));
+    let failed = failed.expect("the fuse burns");
+    let late_ns = 1_000_000_000;
+    assert_eq!(waits(supervisor.turn(late_ns, &mut |_| {})), (false, true), "told to stop");
+    assert_eq!(waits(supervisor.turn(late_ns, &mut |_| {})), (false, false), "told before");
+    assert!(stopped(1 - failed, late_ns, &mut workers), "as it was told");
+    let turn = supervisor.turn(late_ns, &mut |_| {});
+    assert!(matches!(turn, Turn::Wait { until_ns: Some(_), .. }), "a pause before the restart");
 }
 
 #[test]
@@ -253,6 +284,10 @@ struct BrittleWriter {
 
 impl Sink for Brittle {
     type Item = Update;
+
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
 
     fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
         self.inner.recover(handles, disk)

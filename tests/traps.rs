@@ -1,13 +1,13 @@
-//! The traps of Asynchronous Barrier Snapshotting that apply to a graph without cycles, each with a
-//! test named for it: those that need the engine here, the others where their code is.
+//! The traps of Asynchronous Barrier Snapshotting, each with a test named for it: those that need
+//! the engine here, the others where their code is.
 //!
 //! | trap | test |
 //! |---|---|
 //! | 1 finished input | `align`: `trap_01_..` |
 //! | 2 trigger races with finish, 3 last commit | `coordinator`: `trap_02_..`, `trap_03_..`; through the engine `trap_03_..` here |
 //! | 4 idle source, 5 batch ends at a barrier | here |
-//! | 6 replay of buffers | no replay buffers yet |
-//! | 7 fairness, 8 expansion, 9 diamond | here |
+//! | 6 replay of buffers | `inbox::tests`: `trap_06_..` |
+//! | 7 fairness, 8 expansion, 9 diamond | here; a full output beside a free one `task`: `trap_09_..` |
 //! | 10 repeated barrier | `align`: `trap_10_..` |
 //! | 11 offset at the barrier | here |
 //! | 12 timers, watermarks, requests | none yet |
@@ -16,12 +16,16 @@
 //! | 15 in-place state | `state::tests`: `a_marked_version_is_the_same_bytes_whatever_happens_meanwhile`; after an abort here |
 //! | 16 serialisation error | `state::tests`: `a_value_that_does_not_serialise_fails_the_snapshot`; through the engine here |
 //! | 17 replays differ | here, and `simulated`: `the_same_seed_takes_the_same_steps` |
+//! | 18 full loops | `inbox::tests`: `trap_18_..`; through the engine `simulated`, rings of one slot |
+//! | 19 the log is replayed once | `inbox::log`: `trap_19_..` |
+//! | 20 end of a loop | `inbox::tests`: `trap_20_..` |
+//! | 21 nested and several loops | `loops`: `trap_21_..`; through the engine `simulated` |
 //! | 22 acks, 23 older pending ones | `coordinator`: `trap_22_..`, `trap_23_..` |
-//! | 24 order of the commit | `store::tests::crash`: `a_crash_at_any_operation_..`; `store::tests::damage`: `a_torn_newest_manifest_..`; `store::tests::bounds`: `after_a_failed_sync_..`; `recovery`: `a_snapshot_that_was_passed_over_once_..` |
+//! | 24 order of the commit | `store::tests::crash`: `trap_24_..`; `store::tests::damage`: `a_torn_newest_manifest_..`; `store::tests::bounds`: `after_a_failed_sync_..`; `recovery`: `a_snapshot_that_was_passed_over_once_..` |
 //! | 25 sinks commit again, 26 tagged when written | here |
 //! | 27 stale process | `store::tests::places`: `a_process_whose_lock_file_was_deleted_..`; here |
 //! | 28 crash during restore | `store::tests::crash`: `a_crash_at_any_operation_of_an_open_..`; here with sinks |
-//! | 29 retention | `store::tests::bounds`: `collection_keeps_..`, `at_least_two_..` |
+//! | 29 retention | `store::tests::bounds`: `trap_29_..`, `at_least_two_..` |
 //! | 30 short writes | `store::tests::bounds`: `short_writes_..`; `disk::tests`: `short_writes_are_continued`; here with a sink |
 
 mod common;
@@ -153,17 +157,17 @@ fn keep() -> (Keep, Arc<Mutex<Vec<u64>>>) {
 fn trap_05_a_batch_ends_at_the_barrier_and_nothing_behind_it_is_touched() {
     let (mut sender, receiver) = channel::<u64>(16);
     let (mut stage, kept) = keep();
-    let mut inbox = Inbox::new(vec![receiver], SnapshotId(0));
+    let mut inbox = Inbox::acyclic(vec![receiver], SnapshotId(0));
     assert!(sender.room(6) >= 6);
     (0..3).for_each(|number| sender.push(number));
     sender.control(Control::Barrier(SnapshotId(1))).expect("room for a mark");
     (3..6).for_each(|number| sender.push(number));
     sender.publish();
-    assert_eq!(inbox.pull(&mut stage).unwrap(), Pulled::Worked);
+    assert_eq!(inbox.pull(0, &mut stage).unwrap().0, Pulled::Worked);
     assert_eq!(*kept.lock().unwrap(), [0, 1, 2]);
-    assert_eq!(inbox.pull(&mut stage).unwrap(), Pulled::Barrier(SnapshotId(1)));
+    assert_eq!(inbox.pull(0, &mut stage).unwrap().0, Pulled::Barrier(SnapshotId(1)));
     assert_eq!(*kept.lock().unwrap(), [0, 1, 2]);
-    assert_eq!(inbox.pull(&mut stage).unwrap(), Pulled::Worked);
+    assert_eq!(inbox.pull(0, &mut stage).unwrap().0, Pulled::Worked);
     assert_eq!(*kept.lock().unwrap(), [0, 1, 2, 3, 4, 5]);
 }
 
@@ -172,13 +176,13 @@ fn trap_07_after_an_alignment_no_input_starves_and_none_floods() {
     const FLOOD: usize = 1 << 14;
     let (mut senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| channel::<u64>(FLOOD)).unzip();
     let (mut stage, kept) = keep();
-    let mut inbox = Inbox::new(receivers, SnapshotId(0));
+    let mut inbox = Inbox::acyclic(receivers, SnapshotId(0));
     // Input 0 was blocked for long and is full; the others have little.
     senders[0].control(Control::Barrier(SnapshotId(1))).expect("room for a mark");
     assert!(senders[0].room(FLOOD) >= FLOOD);
     (0..FLOOD).for_each(|_| senders[0].push(0));
     senders[0].publish();
-    while inbox.pull(&mut stage).unwrap() != Pulled::Nothing {}
+    while inbox.pull(0, &mut stage).unwrap().0 != Pulled::Nothing {}
     assert!(kept.lock().unwrap().is_empty(), "it is blocked");
     for (sender, input) in senders.iter_mut().zip(0..).skip(1) {
         sender.control(Control::Barrier(SnapshotId(1))).expect("room for a mark");
@@ -186,8 +190,8 @@ fn trap_07_after_an_alignment_no_input_starves_and_none_floods() {
         (0..5).for_each(|_| sender.push(input));
         sender.publish();
     }
-    while inbox.pull(&mut stage).unwrap() != Pulled::Barrier(SnapshotId(1)) {}
-    assert_eq!(inbox.pull(&mut stage).unwrap(), Pulled::Worked);
+    while inbox.pull(0, &mut stage).unwrap().0 != Pulled::Barrier(SnapshotId(1)) {}
+    assert_eq!(inbox.pull(0, &mut stage).unwrap().0, Pulled::Worked);
     let kept = kept.lock().unwrap();
     let of = |input| kept.iter().filter(|record| **record == input).count();
     assert_eq!((of(1), of(2)), (5, 5), "each gets its turn");

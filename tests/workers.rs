@@ -321,6 +321,10 @@ struct BrittleWriter {
 impl Sink for Brittle {
     type Item = Update;
 
+    fn identity(&self) -> String {
+        "brittle".into()
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
         self.inner.recover(handles, disk)
     }

@@ -3,8 +3,7 @@
 //! shows as a data race even where this machine would not show it.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg tidegate_loom" CARGO_TARGET_DIR=target/loom \
-//!     cargo test --release --lib channel::loom
+//! cargo xtask model
 //! ```
 //!
 //! Rings have one or two slots and there are two mark cells, so that a few records already wrap

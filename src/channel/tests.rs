@@ -282,6 +282,59 @@ fn a_panic_while_lent_releases_what_was_taken_and_keeps_the_rest() {
     assert_eq!(records.drain(9).collect::<Vec<_>>(), ["2", "3"]);
 }
 
+/// The compiler refuses to exchange a batch for one of another life (see [`Batch`]); two loans that
+/// live equally long it cannot tell apart.
+///
+/// [`Batch`]: crate::record::Batch
+#[test]
+fn batches_swapped_between_two_rings_neither_lose_nor_double_records() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let send = |producer: &mut Producer<Counted>, values: std::ops::Range<usize>| {
+        assert!(producer.room(values.len()) >= values.len());
+        values.for_each(|value| producer.push(Counted { value, drops: drops.clone() }));
+        producer.publish();
+    };
+    let ((mut first, mut one), (mut second, mut other)) = (channel(4), channel(4));
+    let mut seen = Vec::new();
+    // Each round fills both rings, so it needs every slot of the last one back.
+    for round in 0..3 {
+        send(&mut first, round * 10..round * 10 + 4);
+        send(&mut second, round * 10 + 5..round * 10 + 9);
+        let (Polled::Records(mut lent), Polled::Records(mut strange)) =
+            (one.poll(9), other.poll(9))
+        else {
+            panic!("no records")
+        };
+        std::mem::swap(&mut *lent, &mut *strange);
+        if round == 1 {
+            // Taken in part, and back in the right hands: what is left is next in order.
+            seen.extend(lent.drain(1).map(|record| record.value));
+            std::mem::swap(&mut *lent, &mut *strange);
+            drop((lent, strange));
+            for consumer in [&mut other, &mut one] {
+                let Polled::Records(mut rest) = consumer.poll(9) else { panic!("no records") };
+                seen.extend(rest.drain(9).map(|record| record.value));
+            }
+        } else {
+            seen.extend(lent.drain(9).map(|record| record.value));
+            seen.extend(strange.drain(9).map(|record| record.value));
+            drop((lent, strange));
+        }
+        // The slots of a loan that came back with another batch are released by the next look.
+        for consumer in [&mut one, &mut other] {
+            assert!(matches!(consumer.poll(9), Polled::Empty));
+        }
+    }
+    let rounds = [
+        [5, 6, 7, 8, 0, 1, 2, 3],
+        [15, 16, 17, 18, 10, 11, 12, 13],
+        [25, 26, 27, 28, 20, 21, 22, 23],
+    ];
+    assert_eq!(seen, rounds.concat());
+    drop((first, one, second, other));
+    assert_eq!(drops.load(Ordering::Relaxed), seen.len());
+}
+
 #[test]
 fn records_without_a_size_are_counted() {
     fn check<T: Send + Clone>(record: &T) {

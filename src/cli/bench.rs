@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use tempfile::TempDir;
 use tidegate::config::Config;
@@ -14,7 +14,7 @@ use tidegate::workload::paper::expected_checksum;
 
 use super::duration;
 use super::exit::{self, Failure};
-use super::settings::Workers;
+use super::settings::{Alignment, Asked, ModeName, Workers};
 use super::summary::{self, quantile};
 use super::watch::{self, Show};
 
@@ -39,9 +39,11 @@ struct Paper {
     /// Distinct keys
     #[arg(long, value_name = "K", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
-    /// none: no snapshots; abs: Asynchronous Barrier Snapshotting
-    #[arg(long, value_enum, default_value_t = Mode::None, value_name = "none|abs", hide_possible_values = true)]
-    mode: Mode,
+    /// none: no snapshots; abs: Asynchronous Barrier Snapshotting; sync: stop the sources, run empty,
+    /// write, go on; unaligned: abs with a bound on the wait for barriers
+    #[arg(long, default_value = "none", value_parser = ModeName::parser(["none", "abs", "sync", "unaligned"]),
+        value_name = "none|abs|sync|unaligned", hide_possible_values = true)]
+    mode: ModeName,
     /// From one snapshot to the next, at least 1ms
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = duration::parse_interval)]
     interval: Duration,
@@ -56,14 +58,9 @@ struct Paper {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    alignment: Alignment,
+    #[command(flatten)]
     workers: Workers,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Mode {
-    None,
-    Abs,
 }
 
 /// The numbers of one run.
@@ -72,7 +69,7 @@ struct Numbers {
     records: u64,
     keys: u64,
     parallelism: usize,
-    mode: Mode,
+    mode: ModeName,
     interval_ms: Option<f64>,
     ring_slots: usize,
     debug_build: bool,
@@ -106,12 +103,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 
 fn run_paper(arguments: &Paper) -> Result<(), Failure> {
     let handle = watch::stop_on_signals()?;
-    if arguments.mode == Mode::None && arguments.snapshots.is_some() {
-        return Err(Failure::Usage("--snapshots needs --mode abs".into()));
+    let Paper { mode, interval, alignment, .. } = arguments;
+    if *mode == ModeName::None && arguments.snapshots.is_some() {
+        return Err(Failure::Usage("--snapshots needs --mode abs, sync or unaligned".into()));
     }
     let place = Place::of(arguments)?;
-    let snapshots = place.as_ref().map(|place| (place.path().to_path_buf(), arguments.interval));
-    let mut config = arguments.workers.config(snapshots)?;
+    let directory = place.as_ref().map(|place| place.path().to_path_buf());
+    let asked = Asked { directory, interval: *interval, mode: *mode, alignment };
+    let mut config = arguments.workers.config(asked)?;
     config.ring_slots = arguments.ring_slots.unwrap_or(config.ring_slots);
     config.validate()?;
     refuse_keys(arguments, summary::available_bytes())?;
@@ -188,12 +187,12 @@ enum Place {
 impl Place {
     fn of(arguments: &Paper) -> Result<Option<Self>, Failure> {
         match (arguments.mode, &arguments.snapshots) {
-            (Mode::None, _) => Ok(None),
-            (Mode::Abs, Some(directory)) => {
+            (ModeName::None, _) => Ok(None),
+            (_, Some(directory)) => {
                 refuse_used(directory)?;
                 Ok(Some(Self::Given(directory.clone())))
             }
-            (Mode::Abs, None) => {
+            (_, None) => {
                 let directory = tempfile::Builder::new().prefix("tidegate-bench-").tempdir();
                 let parent = std::env::temp_dir();
                 let directory = directory.map_err(Error::io("create a directory in", parent))?;

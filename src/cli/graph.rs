@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 use tidegate::config::Config;
 use tidegate::engine::default_disk;
+use tidegate::jobs::components::Components;
 use tidegate::jobs::{paper, word_count::WordCount};
 use tidegate::picture;
 use tidegate::plan::Plan;
@@ -27,6 +28,7 @@ pub struct Arguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum JobName {
     WordCount,
+    Iterate,
     Paper,
 }
 
@@ -36,6 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     config.validate()?;
     let graph = match arguments.job {
         JobName::WordCount => WordCount::default().job(&*default_disk().0)?,
+        JobName::Iterate => Components::default().job(&*default_disk().0)?,
         // Neither number changes the graph.
         JobName::Paper => paper::job(1, 1)?.0,
     };

@@ -10,6 +10,8 @@ mod doctor;
 mod duration;
 mod exit;
 mod graph;
+mod iterate;
+mod results;
 mod settings;
 mod snapshot;
 mod summary;
@@ -37,6 +39,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     WordCount(word_count::Arguments),
+    Iterate(iterate::Arguments),
     Bench(bench::Arguments),
     Graph(graph::Arguments),
     Snapshot(snapshot::Arguments),
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::WordCount(arguments) => word_count::run(arguments),
+        Command::Iterate(arguments) => iterate::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Graph(arguments) => graph::run(&arguments),
         Command::Snapshot(arguments) => snapshot::run(&arguments),

@@ -112,6 +112,10 @@ impl Disk for MemoryDisk {
         self.medium().rename(from, to)
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.medium().rename_new(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.medium().remove(path)
     }

@@ -84,6 +84,12 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Renames a file to a name that nothing has. Where the file system cannot do that in one step,
+    /// it looks first: whoever else may make that name has to be kept out by a lock.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `NotFound`, or what the system says.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     ///
     /// # Errors
@@ -95,7 +101,8 @@ pub trait Disk: Send + Sync + 'static {
     /// What the system says; names are then in doubt.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Takes the exclusive lock on a file (created if missing) and writes this process's id into
-    /// it; `None` if another holder has it. Never waits.
+    /// it; `None` if another holder has it. Never waits. The file stays; a file of the
+    /// system is empty once the lock is released in order.
     ///
     /// # Errors
     /// What the system says.

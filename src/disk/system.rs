@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Disk, DiskLock, DiskQueue, FileHandle};
@@ -26,6 +26,17 @@ impl<Q> SystemDisk<Q> {
 impl<Q> Default for SystemDisk<Q> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// A locked file. Released in order, it is left empty: it names nobody who is gone, and a run that
+/// changed nothing leaves it as it was.
+struct HeldLock(File);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        // What stays in it is an old pid, which whoever takes the lock next replaces.
+        _ = self.0.set_len(0);
     }
 }
 
@@ -76,6 +87,17 @@ impl<Q: SystemQueue> Disk for SystemDisk<Q> {
         fs::rename(from, to)
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match fs::symlink_metadata(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+                Err(error) => Err(error),
+            },
+            renamed => Ok(renamed?),
+        }
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -94,7 +116,7 @@ impl<Q: SystemQueue> Disk for SystemDisk<Q> {
         }
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
-        Ok(Some(DiskLock::new(file)))
+        Ok(Some(DiskLock::new(HeldLock(file))))
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -163,6 +163,23 @@ fn the_control_plane_behaves_the_same_everywhere() {
 }
 
 #[test]
+fn a_rename_to_a_new_name_replaces_nothing() {
+    on_every_disk(|disk, dir| {
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.join(name));
+        disk.create_new(&a).unwrap().write_all_at(b"a", 0).unwrap();
+        disk.create_new(&b).unwrap().write_all_at(b"b", 0).unwrap();
+        assert_eq!(disk.rename_new(&a, &b).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!((disk.read(&a).unwrap(), disk.read(&b).unwrap()), (b"a".into(), b"b".into()));
+        assert_eq!(disk.rename_new(&c, &c).unwrap_err().kind(), ErrorKind::NotFound);
+        disk.rename_new(&a, &c).unwrap();
+        assert_eq!(
+            (disk.list(dir).unwrap(), disk.read(&c).unwrap()),
+            (["b", "c"].map(String::from).into(), b"a".into())
+        );
+    });
+}
+
+#[test]
 fn a_lock_is_held_by_one_and_says_by_whom() {
     on_every_disk(|disk, dir| {
         let path = dir.join("LOCK");

@@ -22,6 +22,7 @@ use crate::disk::{Disk, best_disk};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::id::SnapshotId;
+use crate::inbox;
 use crate::stream::Job;
 use pool::{Kind, Pool};
 pub use pool::{MEMLOCK_BYTES_MIN, MEMLOCK_REMEDY};
@@ -88,7 +89,8 @@ pub struct Report {
     pub restarts: u32,
     /// Items of input (lines, indices) read in this run, those read again after a restart included.
     pub records: u64,
-    /// From the start of the first task to the last commit.
+    /// From the opened snapshot directory to the last worker's end: restoring, restarts and their
+    /// pauses and the last commit are part of it.
     pub elapsed: Duration,
     /// How well the asked snapshot interval was kept.
     pub cadence: Cadence,
@@ -96,6 +98,8 @@ pub struct Report {
     pub snapshot_ns: Histogram<u64>,
     /// How long tasks stood still at barriers to capture their state, ns.
     pub capture_ns: Histogram<u64>,
+    /// What inputs spilled to disk and logged, in the last attempt.
+    pub inputs: inbox::Measured,
 }
 
 /// Stops a running job from another thread, and counts what it reads.
@@ -172,8 +176,10 @@ pub fn run(
     loop {
         match supervisor.turn(clock::now_ns(), notice) {
             Turn::Start(workers) => pool.run(workers),
-            Turn::Wait { until_ns } => {
-                pool.wake();
+            Turn::Wait { until_ns, told } => {
+                if told {
+                    pool.wake();
+                }
                 let now_ns = clock::now_ns();
                 let wait = until_ns.map_or(SUPERVISOR_WAIT, |until_ns| {
                     Duration::from_nanos(until_ns.saturating_sub(now_ns)).min(SUPERVISOR_WAIT)

@@ -4,6 +4,10 @@
 //! peer needs); one that parks at once pays a wake-up per batch. The steps and their lengths are
 //! configuration ([`Idle`]).
 //!
+//! Giving way polls on, so it pays only where work comes soon. A job at a low rate waits a
+//! millisecond for each item, never long enough to park, and burnt its cores . So a
+//! worker whose last waits were mostly long parks as soon as it has spun.
+//!
 //! No wake-up is lost: a worker announces that it parks, looks once more for work, and only then
 //! sleeps; whoever makes work looks for the announcement afterwards. The two SeqCst fences order
 //! "announce, look" against "make work, look for the announcement", so at least one side sees the
@@ -74,10 +78,22 @@ pub enum Wait {
     Park(Duration),
 }
 
+/// A wait that ends within this time is worth giving way for, ns: some times what it costs to wake a
+/// thread that parks.
+const SHORT_NS: u64 = 200_000;
+/// Short ones among a worker's last waits for which it gives way.
+const SHORT_MIN: u32 = Waits::BITS * 3 / 4;
+
+/// A worker's last waits, newest in the lowest bit: 1 was short. A busy pipeline has hundreds of short
+/// ones for each long one, also on a machine whose scheduler takes the core away for milliseconds;
+/// at a low rate every item brings a long one.
+type Waits = u16;
+
 /// Decides how long a worker waits and how.
 #[derive(Debug)]
 pub struct Waiting {
     idle: Idle,
+    waits: Waits,
     idle_since_ns: Option<u64>,
     announced: bool,
 }
@@ -85,19 +101,22 @@ pub struct Waiting {
 impl Waiting {
     /// By this policy.
     pub fn new(idle: Idle) -> Self {
-        Self { idle, idle_since_ns: None, announced: false }
+        Self { idle, waits: Waits::MAX, idle_since_ns: None, announced: false }
     }
 
     /// What to do after `step` at `now_ns`. A park is announced one step before it is taken.
     pub fn after(&mut self, step: Step, now_ns: u64, signal: &Signal) -> Wait {
         let Step::Idle(until_ns) = step else {
-            self.idle_since_ns = None;
+            if let Some(since_ns) = self.idle_since_ns.take() {
+                self.waits = self.waits << 1 | Waits::from(now_ns - since_ns < SHORT_NS);
+            }
             self.retract(signal);
             return Wait::Not;
         };
         let idle_ns = now_ns - *self.idle_since_ns.get_or_insert(now_ns);
         let spin_ns = self.idle.spin.as_nanos() as u64;
-        let give_way_ns = spin_ns + self.idle.give_way.as_nanos() as u64;
+        let pays = self.waits.count_ones() >= SHORT_MIN;
+        let give_way_ns = spin_ns + if pays { self.idle.give_way.as_nanos() as u64 } else { 0 };
         if self.idle.busy_poll || idle_ns < spin_ns {
             std::hint::spin_loop();
             return Wait::Not;
@@ -154,6 +173,28 @@ mod tests {
         assert_eq!(waiting.after(idle_step, 501_000, &signal), Wait::Park(idle.park_max));
         signal.wake();
         assert!(!signal.is_parked());
+    }
+
+    /// A source at 1000 lines per second burnt a core: each line came before the worker had given way
+    /// for so long that it parked.
+    #[test]
+    fn a_worker_whose_waits_are_long_parks_without_giving_way_until_they_are_short_again() {
+        let signal = Signal::default();
+        let mut waiting = Waiting::new(Idle::default());
+        let mut now_ns = 0;
+        let mut wait = |wait_ns: u64| {
+            let mut gave_way = false;
+            for ns in [0, 50_000, wait_ns] {
+                let step = if ns == wait_ns { Step::Worked } else { Step::Idle(None) };
+                gave_way |= waiting.after(step, now_ns + ns, &signal) == Wait::GiveWay;
+            }
+            now_ns += wait_ns;
+            gave_way
+        };
+        let long = (0..16).filter(|_| wait(1_000_000)).count();
+        assert_eq!(long, 5, "a quarter of the last ones, and one");
+        let short = (0..16).filter(|_| wait(60_000)).count();
+        assert_eq!(short, 4, "after three quarters");
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Pool {
         words.enumerate().filter_map(|(index, word)| Some((WorkerId(index), word.ok()?.err()?)))
     }
 
-    /// Wakes every worker that parks: there may be commands.
+    /// Wakes every worker that parks: there are commands.
     pub fn wake(&self) {
         made_work();
         self.signals.iter().for_each(Signal::wake);
@@ -142,7 +142,7 @@ impl Seat {
     fn step(&self, worker: &mut Worker, waiting: &mut Waiting) -> Option<Wait> {
         let now_ns = clock::now_ns();
         let step = worker.step(now_ns);
-        if step != Step::Idle(None) && !matches!(step, Step::Idle(_)) && self.signals.len() > 1 {
+        if !matches!(step, Step::Idle(_)) && self.signals.len() > 1 {
             made_work();
             let others = self.signals.iter().enumerate().filter(|(index, _)| *index != self.index);
             others.for_each(|(_, signal)| signal.wake());

@@ -15,8 +15,9 @@ use crate::worker::{Step, Worker};
 
 /// A job that runs only while it is stepped.
 pub struct Stepper<'g> {
-    supervisor: Box<Supervisor<'g>>,
+    /// First, so that they have ended what they write before the supervisor gives up the locks.
     workers: Vec<Option<Worker>>,
+    supervisor: Box<Supervisor<'g>>,
 }
 
 /// A job, opened.

@@ -14,6 +14,8 @@
 //! - Sinks recover before writers exist; state is restored before a record is read.
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
+mod restore;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -24,14 +26,17 @@ use std::time::Duration;
 
 use super::{End, Handle, Notice, Report};
 use crate::clock;
-use crate::config::{Config, Snapshots};
+use crate::config::{Config, Mode, Snapshots, Spill};
 use crate::coordinator::{Action, Coordinator};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
-use crate::graph::{Build, Graph};
+use crate::graph::{Build, Graph, LOG_SUFFIX, OperatorIndex};
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
+use crate::inbox;
+use crate::operator::sink::NOBODY;
 use crate::operator::source::ReaderContext;
 use crate::plan::{Instance, Plan};
+use crate::spill::remove_leftovers;
 use crate::store::{
     JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store, list,
 };
@@ -50,10 +55,12 @@ pub enum Opened<'g> {
 pub enum Turn {
     /// Run these workers, one per thread.
     Start(Vec<Worker>),
-    /// Wake the workers and wait until this time (ns), or until an event comes.
+    /// Wait until this time (ns), or until an event comes.
     Wait {
         /// `None`: nothing is due.
         until_ns: Option<u64>,
+        /// Whether the workers were told something since the last turn: wake them first.
+        told: bool,
     },
     /// The job has ended.
     Done(Result<Box<Report>>),
@@ -91,11 +98,14 @@ pub struct Supervisor<'g> {
     handle: Handle,
     identity: JobIdentity,
     store: Option<Store>,
+    spill_lock: Option<DiskLock>,
     newest: Option<Manifest>,
     coordinator: Coordinator<PartRef>,
     phase: Phase,
     attempt: Attempt,
     commands: Vec<Sender<Command>>,
+    /// Whether a command was sent since the driver was last asked to wait.
+    told: bool,
     events: (Sender<Event>, Receiver<Event>),
     arrived: Option<Event>,
     /// Workers of this attempt that have not stopped.
@@ -106,6 +116,8 @@ pub struct Supervisor<'g> {
     proven_from: Option<SnapshotId>,
     started_ns: u64,
     report: Report,
+    /// What sinks hold for this run, by operator.
+    claims: BTreeMap<OperatorIndex, Option<DiskLock>>,
 }
 
 /// What the state of this graph is of use for.
@@ -118,6 +130,7 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     for operator in &graph.operators {
         let detail = match &operator.build {
             Build::Source { identity, .. } => identity(&context)?,
+            Build::Stage { sink: Some(sink), .. } => sink.identity(),
             Build::Stage { .. } => String::new(),
         };
         lines.push(format!("operator '{}': {} {detail}", operator.name, operator.kind));
@@ -197,11 +210,14 @@ impl<'g> Supervisor<'g> {
             (store, newest) = (Some(held.0), held.1);
         }
         let snapshots = config.snapshots.as_ref();
-        let coordinator = Coordinator::new(
+        let mut coordinator = Coordinator::new(
             config.workers,
             snapshots.map(|snapshots| snapshots.interval.as_nanos() as u64),
             snapshots.map_or(0, |snapshots| snapshots.timeout.as_nanos() as u64),
         );
+        if snapshots.is_some_and(|snapshots| snapshots.mode == Mode::Synchronous) {
+            coordinator = coordinator.one_at_a_time();
+        }
         let report = Report {
             end: End::Complete,
             restored: newest.as_ref().map(Manifest::id),
@@ -211,6 +227,7 @@ impl<'g> Supervisor<'g> {
             cadence: coordinator.cadence(),
             snapshot_ns: clock::histogram_ns(),
             capture_ns: clock::histogram_ns(),
+            inputs: inbox::Measured::default(),
         };
         let mut supervisor = Self {
             graph,
@@ -220,11 +237,13 @@ impl<'g> Supervisor<'g> {
             handle,
             identity,
             store,
+            spill_lock: None,
             newest,
             coordinator,
             phase: Phase::Starting,
             attempt: Attempt(0),
             commands: Vec::new(),
+            told: false,
             events: channel(),
             arrived: None,
             alive: BTreeSet::new(),
@@ -232,6 +251,7 @@ impl<'g> Supervisor<'g> {
             proven_from: None,
             started_ns: clock::now_ns(),
             report,
+            claims: BTreeMap::new(),
         };
         if supervisor.newest.as_ref().is_some_and(|newest| newest.last) {
             let entries = supervisor.load()?;
@@ -250,7 +270,7 @@ impl<'g> Supervisor<'g> {
         match self.phase {
             Phase::Starting => return self.start(now_ns, notice),
             Phase::Pausing(until_ns) if now_ns < until_ns && !self.handle.is_stopped() => {
-                return Turn::Wait { until_ns: Some(until_ns) };
+                return self.wait_until(Some(until_ns));
             }
             Phase::Pausing(_) => {
                 return match self.reopen(notice) {
@@ -275,7 +295,14 @@ impl<'g> Supervisor<'g> {
                 phase => self.phase = phase,
             }
         }
-        Turn::Wait { until_ns: self.coordinator.wake_at_ns() }
+        // Only a running job has something due: in every other phase the coordinator is not asked,
+        // and what it had due stays past.
+        let running = matches!(self.phase, Phase::Running);
+        self.wait_until(running.then(|| self.coordinator.wake_at_ns()).flatten())
+    }
+
+    fn wait_until(&mut self, until_ns: Option<u64>) -> Turn {
+        Turn::Wait { until_ns, told: std::mem::take(&mut self.told) }
     }
 
     /// Waits for an event, at most `time`.
@@ -319,94 +346,7 @@ impl<'g> Supervisor<'g> {
         self.report.restarts += 1;
         let until_ns = now_ns + after.as_nanos() as u64;
         self.phase = Phase::Pausing(until_ns);
-        Turn::Wait { until_ns: Some(until_ns) }
-    }
-
-    /// The workers of a new attempt, restored.
-    fn workers(&mut self, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) -> Result<Vec<Worker>> {
-        self.attempt = Attempt(self.attempt.0 + 1);
-        let first = self.store.as_ref().map_or(SnapshotId(1), Store::next_snapshot);
-        let first = first.max(self.coordinator.next_snapshot());
-        let entries = self.newest.is_some().then(|| self.load()).transpose()?;
-        self.recover_sinks(entries.as_deref())?;
-        let instance = Instance {
-            disk: self.disk.clone(),
-            captured: SnapshotId(first.0 - 1),
-            transactional: self.config.snapshots.is_some(),
-            records: self.handle.records.clone(),
-        };
-        let mut tasks = self.plan.instantiate(self.graph, &instance)?;
-        if let Some(entries) = &entries {
-            self.restore(&mut tasks, entries)?;
-            let id = self.newest.as_ref().map_or(SnapshotId(0), Manifest::id);
-            notice(Notice::Restored(id));
-        }
-        self.proven_from = None;
-        self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
-        self.commands.clear();
-        let mut workers = Vec::new();
-        for (index, tasks) in tasks.into_iter().enumerate() {
-            let (sender, receiver) = channel();
-            let id = WorkerId(index);
-            let store = self.store.as_ref();
-            let parts = store.map(|store| store.writer(id, self.attempt)).transpose()?;
-            let events = self.events.0.clone();
-            workers.push(Worker::new((id, self.attempt), tasks, parts, receiver, events));
-            self.commands.push(sender);
-        }
-        Ok(workers)
-    }
-
-    fn load(&self) -> Result<Vec<StateEntry>> {
-        let (Some(store), Some(newest)) = (&self.store, &self.newest) else {
-            return Ok(Vec::new());
-        };
-        store.load(newest)
-    }
-
-    fn recover_sinks(&self, entries: Option<&[StateEntry]>) -> Result<()> {
-        for operator in &self.graph.operators {
-            let Build::Stage { recover: Some(recover), .. } = &operator.build else { continue };
-            let handles = entries.map(|entries| {
-                let mine = entries.iter().filter(|entry| entry.operator == operator.name);
-                mine.map(|entry| entry.bytes.clone()).collect::<Vec<_>>()
-            });
-            recover(handles.as_deref(), &*self.disk)?;
-        }
-        Ok(())
-    }
-
-    /// Gives each piece of state to the tasks that own it now.
-    fn restore(&self, tasks: &mut [Vec<Task>], entries: &[StateEntry]) -> Result<()> {
-        // Operator name -> (worker, place in the worker, subtask) of its tasks.
-        let mut homes: BTreeMap<&str, Vec<(usize, usize, usize)>> = BTreeMap::new();
-        let mut places = vec![0; self.plan.workers];
-        for planned in &self.plan.tasks {
-            let worker = planned.worker.0;
-            for operator in self.plan.chain(self.graph, planned.head) {
-                let home = (worker, places[worker], planned.subtask);
-                homes.entry(&self.graph.operators[operator].name).or_default().push(home);
-            }
-            places[worker] += 1;
-        }
-        for StateEntry { operator, slot, schema, bytes } in entries {
-            let user = operator.split('#').next().unwrap_or(operator);
-            let homes = homes.get(user).ok_or_else(|| Error::State {
-                operator: operator.clone(),
-                reason: "the job has no such operator".into(),
-            })?;
-            for &(worker, place, subtask) in homes {
-                let owns = match slot {
-                    StateSlot::KeyGroup(group) => group.owner(homes.len()) == subtask,
-                    StateSlot::Split(split) => *split as usize % homes.len() == subtask,
-                    StateSlot::Task(_) => true,
-                };
-                if owns {
-                    tasks[worker][place].restore(operator, *slot, *schema, bytes)?;
-                }
-            }
-        }
-        Ok(())
+        self.wait_until(Some(until_ns))
     }
 
     fn hear(&mut self, event: Event, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) {
@@ -428,6 +368,7 @@ impl<'g> Supervisor<'g> {
             Event::Stopped(worker, attempt, measured) if attempt == self.attempt => {
                 self.alive.remove(&worker);
                 _ = self.report.capture_ns.add(&measured.capture_ns);
+                self.report.inputs += measured.inputs;
                 Vec::new()
             }
             Event::Failed(..) | Event::Stopped(..) => Vec::new(),
@@ -453,7 +394,8 @@ impl<'g> Supervisor<'g> {
         }
     }
 
-    fn tell(&self, command: Command) {
+    fn tell(&mut self, command: Command) {
+        self.told = true;
         // A worker that has stopped does not listen any more; its event says so.
         self.commands.iter().for_each(|commands| _ = commands.send(command));
     }
@@ -471,6 +413,7 @@ impl<'g> Supervisor<'g> {
                     self.tell(Command::Inject { snapshot, pause });
                 }
                 Action::Commit { snapshot, parts, last, triggered_ns } => {
+                    self.tell(Command::Resume(snapshot));
                     let decided = Decided { snapshot, parts, last, triggered_ns };
                     let followed = self.commit(decided, now_ns);
                     self.act(followed, now_ns, notice);

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use smallvec::SmallVec;
 
+use super::{Emit, Output, name_options, paced, write_number};
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::graph::Graph;
-use crate::operator::sink::{Console, Files, Roll};
 use crate::operator::source::{Generator, TextFile};
 use crate::stream::Job;
 use crate::workload::words::words;
@@ -24,16 +24,6 @@ pub const GENERATED_LINES: u64 = 2_000_000;
 /// Seed of the generated text.
 pub const GENERATED_SEED: u64 = 1;
 
-/// Which counts are emitted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Emit {
-    /// Each word once, with its count, when the input has ended.
-    #[default]
-    Final,
-    /// Every new count of every word.
-    Updates,
-}
-
 /// What to count, and where to.
 #[derive(Clone, Debug, Default)]
 pub struct WordCount {
@@ -41,10 +31,8 @@ pub struct WordCount {
     pub input: Option<PathBuf>,
     /// What is emitted.
     pub emit: Emit,
-    /// A directory for files; without one, results go to standard output.
-    pub output: Option<PathBuf>,
-    /// When output files become visible.
-    pub roll: Roll,
+    /// Where results go.
+    pub output: Output,
     /// Lines per second; without one, as fast as possible.
     pub rate: Option<f64>,
     /// Only so many lines.
@@ -60,8 +48,7 @@ pub fn generated_text() -> ZipfText {
 fn write_line((word, count): &(Word, u64), out: &mut Vec<u8>) {
     out.extend_from_slice(word);
     out.push(b'\t');
-    out.extend_from_slice(itoa::Buffer::new().format(*count).as_bytes());
-    out.push(b'\n');
+    write_number(*count, b'\n', out);
 }
 
 impl WordCount {
@@ -71,10 +58,7 @@ impl WordCount {
     /// The input is missing, empty or unreadable.
     pub fn job(&self, disk: &dyn Disk) -> Result<Graph> {
         let job = Job::new("word-count");
-        // The names of the options, by which a snapshot directory of another job is refused.
-        let emit = if self.emit == Emit::Final { "final" } else { "updates" };
-        job.parameter("--emit", emit);
-        job.parameter("--limit", self.limit.map_or("none".into(), |limit| limit.to_string()));
+        name_options(&job, self.emit, self.limit);
         let decode =
             |line: &[u8], out: &mut Vec<Word>| out.extend(words(line).map(Word::from_slice));
         let words = match &self.input {
@@ -96,20 +80,13 @@ impl WordCount {
                 job.source("words", Generator::new("of zipf text, seed 1", lines, make))
             }
         };
-        let words = match self.rate {
-            Some(rate) => words.rate(rate),
-            None => words,
-        };
-        let words = words.key_by_ref(|word: &Word| word);
+        let words = paced(words, self.rate).key_by_ref(|word: &Word| word);
         let count = |count: &mut u64, _| *count += 1;
         let counts = match self.emit {
             Emit::Final => words.fold_final("count", || 0_u64, count),
             Emit::Updates => words.fold("count", || 0_u64, count),
         };
-        match &self.output {
-            Some(directory) => counts.sink("out", Files::new(directory, self.roll, write_line)),
-            None => counts.sink("out", Console::new(write_line)),
-        }
+        self.output.take(counts, write_line);
         job.build()
     }
 }

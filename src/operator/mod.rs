@@ -112,6 +112,8 @@ pub struct Trace {
     running: AtomicUsize,
     /// Whether records were sent since the task last asked.
     sent: AtomicBool,
+    /// Whether a sink had to wait for its output since the task last asked.
+    held_back: AtomicBool,
 }
 
 impl Trace {
@@ -129,16 +131,25 @@ impl Trace {
 
     /// Whether records were sent to another task since the last call.
     pub fn take_sent(&self) -> bool {
-        let sent = self.sent.load(Ordering::Relaxed);
-        if sent {
-            self.sent.store(false, Ordering::Relaxed);
-        }
-        sent
+        take(&self.sent)
+    }
+
+    /// Whether a sink had to wait for its output since the last call.
+    pub fn take_held_back(&self) -> bool {
+        take(&self.held_back)
     }
 }
 
+fn take(flag: &AtomicBool) -> bool {
+    let set = flag.load(Ordering::Relaxed);
+    if set {
+        flag.store(false, Ordering::Relaxed);
+    }
+    set
+}
+
 /// Says whose user code runs, so that a panic or error is reported under its operator's name, and
-/// whether records were sent.
+/// whether records were sent or held back.
 #[derive(Clone, Debug)]
 pub struct Probe {
     trace: Arc<Trace>,
@@ -162,6 +173,12 @@ impl Probe {
     #[inline]
     pub fn sent(&self) {
         self.trace.sent.store(true, Ordering::Relaxed);
+    }
+
+    /// A sink takes no more until its output has got on: nobody but the disk will say when.
+    #[inline]
+    pub fn held_back(&self) {
+        self.trace.held_back.store(true, Ordering::Relaxed);
     }
 }
 

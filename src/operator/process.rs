@@ -54,7 +54,8 @@ impl<K: Key, V: Data> KeyState<'_, K, V> {
     }
 }
 
-/// The stage of `process`. What one record emits is held in memory until its successor has room.
+/// The stage of `process`. What a chunk of records (at most 128) emits is held in memory until its
+/// successor has room.
 pub struct Process<K: Key, V: Data, O, S, F> {
     keyed: Keyed<K, V, S>,
     apply: F,

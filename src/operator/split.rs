@@ -1,13 +1,15 @@
 //! One stream into several: `split` routes each record to one of two outputs of their own types,
 //! and a stream used twice is copied.
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use super::{Downstream, Flow, Probe, Stage, Visitor};
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::record::Batch;
 
-/// Where `split` sends what it makes of a record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where `split` sends what it makes of a record. A record itself, so that an operator may emit it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side<L, R> {
     /// To the first stream.
     Left(L),

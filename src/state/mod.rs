@@ -81,6 +81,8 @@ pub enum Drained {
     More,
     /// All of it is out; nothing is preserved any more.
     Done,
+    /// The rest of it does not exist yet: a log whose inputs have not all delivered.
+    Waiting,
 }
 
 /// Takes the pieces of a marked version.
@@ -98,3 +100,5 @@ pub const SCHEMA_BYTE_PAGES: u32 = 2;
 pub const SCHEMA_ENTRIES: u32 = 3;
 /// Schema of a piece: one archived value.
 pub const SCHEMA_VALUE: u32 = 4;
+/// Schema of a piece: records that were in transit.
+pub const SCHEMA_LOG: u32 = 5;

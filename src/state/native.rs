@@ -191,7 +191,7 @@ impl<K: Key, V: Data> NativeTable<K, V> {
 fn serialise<K: Key, V: Data>(table: &HashTable<Entry<K, V>>) -> Result<Vec<u8>, String> {
     let archive =
         |entry: &Entry<K, V>| Ok((entry.hash, entry.key.to_archive()?, entry.value.to_archive()?));
-    let archives: Result<Vec<_>, rkyv::rancor::Error> = table.iter().map(archive).collect();
+    let archives: Result<Vec<_>, rkyv::rancor::BoxedError> = table.iter().map(archive).collect();
     let mut archives = archives.map_err(|error| format!("an entry does not serialise: {error}"))?;
     archives.sort_by(|(a, a_key, _), (b, b_key, _)| (a, &a_key[..]).cmp(&(b, &b_key[..])));
     let mut piece = Vec::new();

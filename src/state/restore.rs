@@ -137,7 +137,7 @@ fn check_slots<K: Key, V: Data>(page: Page<'_, K, V>) -> Result<(), String> {
 
 fn check<T: Data>(
     place: *const T,
-    context: &mut HighValidator<'_, rancor::Error>,
+    context: &mut HighValidator<'_, rancor::BoxedError>,
 ) -> Result<(), String> {
     // SAFETY: the place is initialised memory of the size and alignment of a `T`, which is plain
     // and so those of its archive.

@@ -107,7 +107,7 @@ pub(super) fn refused(
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             let free = path.parent().and_then(|parent| disk.free_bytes(parent).ok());
             let free = free.map_or(String::new(), |bytes| format!("{bytes} bytes are free; "));
-            format!("{free}make room, keep fewer snapshots, or name another snapshot directory")
+            format!("{free}make room, or name another snapshot directory")
         }
         _ => return Error::io(action, path)(source),
     };

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! LOCK                                  held with flock while a process runs; its pid as text
-//! JOB                                   frame "job": JSON of JobIdentity; written once
+//! JOB                                   frame "job": JSON of JobIdentity; written once, and again from
+//!                                       a manifest should it be damaged
 //! GENERATION                            frame "generation": u64 generation, u64 first snapshot id;
 //!                                       replaced by every open
 //! worker-<w>-<generation>-<attempt>-<n>.part    segment: parts at multiples of 4096
@@ -157,7 +158,7 @@ impl Store {
     /// [`OtherJob`](crate::error::Error::OtherJob): made by another job.
     /// [`Newer`](crate::error::Error::Newer): made by a newer program.
     /// [`NothingToRestore`](crate::error::Error::NothingToRestore): manifests, none usable.
-    /// [`Corrupt`](crate::error::Error::Corrupt): the job's identity cannot be read.
+    /// [`Corrupt`](crate::error::Error::Corrupt): neither JOB nor any manifest says whose it is.
     /// [`Directory`](crate::error::Error::Directory): not a directory for snapshots at all.
     /// [`Io`](crate::error::Error::Io): what the system says.
     pub fn open_with(

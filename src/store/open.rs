@@ -1,6 +1,6 @@
 //! Opening a directory: lock, identity, generation, and the newest snapshot that is whole.
 //!
-//! Before the generation is raised nothing is changed but LOCK (and JOB in a new directory), so a
+//! Before the generation is raised nothing is changed but LOCK and a JOB that is new or unreadable, so a
 //! crash at any point leaves the same snapshot restorable.
 
 use std::collections::VecDeque;
@@ -75,8 +75,9 @@ pub(super) fn open(
     check_foreign(&read_contents(&*disk, dir)?, dir)?;
     let lock = take_lock(&*disk, dir)?;
     let contents = read_contents(&*disk, dir)?;
-    check_job(&*disk, dir, job, &contents)?;
+    let warning = check_job(&*disk, dir, job, &contents)?;
     let mut found = find_newest(&*disk, dir, job, &contents)?;
+    found.warnings.extend(warning);
     let generation = raise_generation(&*disk, dir, &contents, &mut found.warnings)?;
     for name in &contents.temporaries {
         // What cannot be removed is in nobody's way.
@@ -180,23 +181,50 @@ pub(super) fn read_pid(disk: &dyn Disk, lock: &Path) -> Option<u32> {
     String::from_utf8(disk.read(lock).ok()?).ok()?.trim().parse().ok()
 }
 
-fn check_job(disk: &dyn Disk, dir: &Path, job: &JobIdentity, contents: &Contents) -> Result<()> {
-    let path = dir.join(JOB);
-    if !contents.has(JOB) {
-        if !contents.is_new() {
-            return Err(Error::corrupt(
-                path,
-                0,
-                "the file is missing beside snapshots of some job",
-            ));
+/// Refuses another job's directory. Every manifest names the job too, so a JOB that is damaged or gone
+/// is made anew from the newest that can be read; then the answer is what to warn of.
+fn check_job(
+    disk: &dyn Disk,
+    dir: &Path,
+    job: &JobIdentity,
+    contents: &Contents,
+) -> Result<Option<String>> {
+    if !contents.has(JOB) && contents.is_new() {
+        replace(disk, dir, JOB, &to_frame(FrameKind::Job, SnapshotId(0), job))?;
+        return Ok(None);
+    }
+    let (found, warning) = match read_job(disk, dir) {
+        Ok(found) => (found, None),
+        Err(error) if matches!(error, Error::Corrupt { .. }) || is_missing(&error) => {
+            let manifests = contents.manifests.iter().rev();
+            let known = manifests.filter_map(|id| read::manifest(disk, dir, *id).ok()).next();
+            let Some(manifest) = known else { return Err(nobodys(dir, error)) };
+            let warning =
+                format!("{error}; made anew from the manifest of snapshot {}", manifest.id());
+            (manifest.job, Some(warning))
         }
-        return replace(disk, dir, JOB, &to_frame(FrameKind::Job, SnapshotId(0), job));
+        Err(error) => return Err(error),
+    };
+    if let Some(difference) = difference(&found, job) {
+        return Err(Error::OtherJob { path: dir.to_path_buf(), difference });
     }
-    let found = read_job(disk, dir)?;
-    match difference(&found, job) {
-        Some(difference) => Err(Error::OtherJob { path: dir.to_path_buf(), difference }),
-        None => Ok(()),
+    if warning.is_some() {
+        replace(disk, dir, JOB, &to_frame(FrameKind::Job, SnapshotId(0), job))?;
     }
+    Ok(warning)
+}
+
+/// Neither JOB nor any manifest says whose the directory is.
+fn nobodys(dir: &Path, error: Error) -> Error {
+    let (offset, reason) = match error {
+        Error::Corrupt { offset, reason, .. } => (offset, reason),
+        _ => (0, "the file is missing".into()),
+    };
+    let reason = format!(
+        "{reason}, and no manifest says whose the directory is; put the file back from a copy, or \
+         start over with new snapshot and output directories"
+    );
+    Error::corrupt(dir.join(JOB), offset, reason)
 }
 
 pub(super) fn read_job(disk: &dyn Disk, dir: &Path) -> Result<JobIdentity> {

@@ -3,12 +3,14 @@
 //! - [`paper`]: the functions of the "paper" topology, three shuffles with a closed-form checksum
 //! - [`zipf`]: text made from a seed, line by line
 //! - [`words`]: what a word is
+//! - [`edges`]: a random graph, edge by edge
 //!
 //! Invariants
 //! - Everything is a pure function of its arguments, the same on every machine and in every version:
 //!   known answers and restored offsets depend on it.
 //! - Nothing here knows the engine, so that an answer can be computed without it.
 
+pub mod edges;
 pub mod paper;
 pub mod words;
 pub mod zipf;

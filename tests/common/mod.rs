@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod graph;
 pub mod quiet;
 pub mod random;
 pub mod run;

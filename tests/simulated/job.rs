@@ -1,7 +1,7 @@
 //! A job drawn from a seed, and what must come out of it, computed by plain loops beside it.
 //!
 //! ```text
-//! sources -> random shape of stateless and pass-through operators -> key_by -> fold "updates"
+//! sources -> random shape of stateless and pass-through operators and loops -> key_by -> fold "updates"
 //!   updates -> Collect, -> Files, -> key_by -> process "order", -> key_by -> aggregate -> Collect
 //!   shape   -> key_by (text) -> fold_final -> Collect
 //! ```
@@ -141,8 +141,8 @@ impl Shape<'_> {
         }
         let (stream, values) = self.draw(depth - 1);
         let salt = self.random.next();
-        let kind = match self.random.below(9) {
-            1 | 3 | 5 if values.len() > RECORDS_MAX => 0,
+        let kind = match self.random.below(12) {
+            1 | 3 | 5 | 9.. if values.len() > RECORDS_MAX => 0,
             kind => kind,
         };
         match kind {
@@ -207,12 +207,79 @@ impl Shape<'_> {
                 };
                 (keyed.process(&name, count), values)
             }
+            9.. => self.draw_loop(stream, &values),
             _ => {
                 let below = self.random.below(depth);
                 let (other, more) = self.draw(below);
                 (stream.union(other), [values, more].concat())
             }
         }
+    }
+
+    /// A loop in one of several shapes. Its answer is computed by [`rounds`], record by record.
+    fn draw_loop(&mut self, stream: Stream<u64>, values: &[u64]) -> Drawn {
+        let name = self.name("loop");
+        let [enter, step, route] = ["enter", "step", "route"].map(|kind| self.name(kind));
+        let fuse = self.fuse.clone();
+        let once = move |value: u64, out: &mut Vec<u64>| {
+            burn(&fuse);
+            round(value, out);
+        };
+        let route_on = |value: u64| {
+            if value.is_multiple_of(16) { Side::Right(value) } else { Side::Left(value) }
+        };
+        let entered = stream.map(&enter, begin);
+        let shape = self.random.below(6);
+        let out = entered.iterate(&name, |inside| match shape {
+            // All of it one task per worker.
+            0 => inside.flat_map_into(&step, once).split(&route, route_on),
+            // Records go round by their key.
+            1 => inside
+                .key_by(|value| value / 16 % 11)
+                .process(&step, move |value, seen: &mut KeyState<'_, u64, u64>, out| {
+                    *seen.or_insert_with(|| 0) += 1;
+                    once(value, out);
+                })
+                .split(&route, route_on),
+            // Back to any task.
+            2 => {
+                let (again, out) = inside.flat_map_into(&step, once).split(&route, route_on);
+                (again.rebalance(), out)
+            }
+            // Two back-edges.
+            3 => {
+                let (again, out) = inside.flat_map_into(&step, once).split(&route, route_on);
+                let left = again.clone().filter(&self.name("even"), |v| (v / 16).is_multiple_of(2));
+                let right = again.filter(&self.name("odd"), |v| !(v / 16).is_multiple_of(2));
+                (left.union(right.rebalance()), out)
+            }
+            // A loop in a loop: the inner one goes round while what is left is odd.
+            4 => {
+                let inner = self.name("inner loop");
+                let [step2, route2] = ["inner step", "inner route"].map(|kind| self.name(kind));
+                let odd = |value: u64| {
+                    if value % 2 == 1 { Side::Left(value) } else { Side::Right(value) }
+                };
+                let inside = inside.iterate(&inner, |inside| {
+                    inside.rebalance().flat_map_into(&step2, round).split(&route2, odd)
+                });
+                inside.flat_map_into(&step, once).split(&route, route_on)
+            }
+            // A shuffle, and a second way round by another operator.
+            _ => {
+                let late = self.name("late");
+                let keyed = inside
+                    .key_by(|value| value / 16 % 3)
+                    .process(&step, move |value, _: &mut KeyState<'_, u64, u64>, out| {
+                        once(value, out)
+                    });
+                let (again, out) = keyed.split(&route, route_on);
+                (again.key_by(|value| value % 5).process(&late, pass), out)
+            }
+        });
+        let mut expected = Vec::new();
+        values.iter().for_each(|value| rounds(begin(*value), &mut expected));
+        (out, expected)
     }
 
     fn source(&mut self) -> Drawn {
@@ -235,6 +302,41 @@ impl Shape<'_> {
 fn expand(value: u64) -> Vec<u64> {
     let copies = if value % 211 == 7 { 700 } else { value % 4 };
     (0..copies).map(|copy| mix(value.wrapping_add(copy))).collect()
+}
+
+fn pass(value: u64, _: &mut KeyState<'_, u64, u64>, out: &mut Vec<u64>) {
+    out.push(value);
+}
+
+/// What goes round: up to 15 rounds are left in the low four bits.
+fn begin(value: u64) -> u64 {
+    value / 64 * 16 + value % 64 % [1, 4, 9, 16][(value / 64 % 4) as usize]
+}
+
+/// One round: one fewer is left, now and then of two records (which then have half as many).
+fn round(value: u64, out: &mut Vec<u64>) {
+    let (rest, left) = (value / 16, value % 16);
+    if left == 0 {
+        out.push(value);
+        return;
+    }
+    let next = |rest: u64, left| (mix(rest) >> 8) / 16 * 16 + left;
+    if left > 2 && rest.is_multiple_of(5) {
+        out.extend([next(rest, left / 2), next(rest + 1, left / 2)]);
+    } else {
+        out.push(next(rest, left - 1));
+    }
+}
+
+/// All rounds of one record, by recursion.
+fn rounds(value: u64, out: &mut Vec<u64>) {
+    if value.is_multiple_of(16) {
+        out.push(value);
+        return;
+    }
+    let mut next = Vec::new();
+    round(value, &mut next);
+    next.into_iter().for_each(|value| rounds(value, out));
 }
 
 fn burn(fuse: &Fuse) {

@@ -205,6 +205,14 @@ impl Medium {
         answer(power, ())
     }
 
+    pub(super) fn rename_new(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check_power()?;
+        if self.names.contains_key(to) || self.directories.contains(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.rename(from, to)
+    }
+
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         let power = self.count()?;
         self.names.remove(path).ok_or(io::ErrorKind::NotFound)?;

@@ -64,6 +64,10 @@ struct Handle {
 impl<T: Record> Sink for Collect<T> {
     type Item = T;
 
+    fn identity(&self) -> String {
+        "collect".into()
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, _disk: &dyn Disk) -> Result<()> {
         let mut shared = lock(&self.shared);
         for handle in handles.unwrap_or_default() {
@@ -118,7 +122,7 @@ impl<T: Record> Writer<T> for CollectWriter<T> {
         let mut prepared = Vec::new();
         for (snapshot, records) in &self.prepared {
             let archives = records.iter().map(|record| Ok(record.to_archive()?.to_vec()));
-            let archives: Result<_, rkyv::rancor::Error> = archives.collect();
+            let archives: Result<_, rkyv::rancor::BoxedError> = archives.collect();
             prepared.push((snapshot.0, archives.map_err(|e| bad_handle("collect", e))?));
         }
         let handle = Handle { subtask: self.subtask as u64, prepared };

@@ -40,6 +40,10 @@ fn write_out(bytes: &[u8]) -> Result<()> {
 impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink for Console<T, F> {
     type Item = T;
 
+    fn identity(&self) -> String {
+        "console".into()
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, _disk: &dyn Disk) -> Result<()> {
         handles.unwrap_or_default().iter().try_for_each(|lines| write_out(lines))
     }

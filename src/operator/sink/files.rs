@@ -5,6 +5,8 @@
 //!  part-<first snapshot>-<task>   committed, never written again
 //! ```
 //!
+//! The directory belongs to one job at a time: see [`directory`].
+//!
 //! A writer appends to one hidden file across snapshots. When the file is old or long enough (see
 //! [`Roll`]) or the input has ended, the next snapshot closes it, and when that snapshot is complete
 //! the file is renamed. A rename shows all of a file or nothing; appending to a visible file could
@@ -16,11 +18,12 @@
 //! newest snapshot made recovery fall back; their records will be written again).
 //!
 //! Fault model: a crash at any point; unsynced data and renames may be lost. A rename is synced
-//! before the file leaves the handle.
+//! before the file leaves the handle, and replaces nothing.
+
+mod directory;
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,11 +31,12 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{Sink, Writer, WriterContext, bad_handle};
 use crate::clock;
-use crate::disk::{Completion, Disk, DiskQueue, FileHandle, Operation, Ticket};
-use crate::error::{Error, Result};
+use crate::disk::{Completion, Disk, DiskLock, DiskQueue, FileHandle, Operation, Ticket};
+use crate::error::Result;
 use crate::id::SnapshotId;
 use crate::operator::Flow;
 use crate::record::{Batch, Data, Record};
+use directory::{failed, name_of};
 
 /// Bytes handed to the disk at once.
 const WRITE_BYTES: usize = 256 << 10;
@@ -80,64 +84,38 @@ struct Listed {
     length: u64,
 }
 
-fn name_of(first: SnapshotId, subtask: usize) -> String {
-    format!("part-{:012}-{subtask:05}", first.0)
-}
-
-fn is_ours(name: &str) -> bool {
-    name.strip_prefix('.').unwrap_or(name).starts_with("part-")
-}
-
 impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink for Files<T, F> {
     type Item = T;
 
+    fn identity(&self) -> String {
+        "files".into()
+    }
+
+    fn claim(
+        &self,
+        owner: &str,
+        handles: Option<&[Vec<u8>]>,
+        disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>> {
+        let handles = handles.map(read_handles).transpose()?;
+        directory::claim(&self.directory, owner, handles.as_deref(), disk).map(Some)
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
-        let directory = &self.directory;
-        if handles.is_none() {
-            let created = disk.create_dir_all(directory);
-            created.map_err(Error::io("create directory", directory))?;
-            let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let parent = parent.unwrap_or(Path::new("."));
-            disk.sync_dir(parent).map_err(Error::io("sync directory", parent))?;
-        }
-        let names = disk.list(directory).map_err(|error| match (error.kind(), handles) {
-            (ErrorKind::NotFound, Some(_)) => Error::Output {
-                path: directory.clone(),
-                reason: "it is gone, and the snapshot goes on from what it held; put it back, or \
-                         start over with another snapshot directory"
-                    .into(),
-            },
-            _ => Error::io("list directory", directory)(error),
-        })?;
-        let Some(handles) = handles else {
-            if let Some(name) = names.iter().find(|name| !name.starts_with(".part-")) {
-                return Err(Error::Output {
-                    path: directory.clone(),
-                    reason: format!(
-                        "it already holds '{name}', and there is no snapshot to go on from; \
-                         choose an empty directory, or remove its contents"
-                    ),
-                });
-            }
-            return remove(disk, directory, names.iter());
-        };
-        let mut listed = Vec::new();
-        for handle in handles {
-            let handle = Handle::from_archive(handle).map_err(|e| bad_handle("files", e))?;
-            listed.push(handle);
-        }
-        self.redo(&listed, &names, disk)
+        let handles = handles.map(read_handles).transpose()?;
+        directory::recover(&self.directory, handles.as_deref(), disk)
     }
 
     fn writer(&self, context: &WriterContext) -> Result<Box<dyn Writer<T>>> {
         let queue = context.disk.queue(WRITES_MAX * 2);
         Ok(Box::new(FilesWriter {
+            owner: directory::owner(&self.directory, &*context.disk)?,
             directory: self.directory.clone(),
             format: self.format.clone(),
             roll: self.roll,
             subtask: context.subtask,
             disk: context.disk.clone(),
-            queue: queue.map_err(Error::io("write in", &self.directory))?,
+            queue: queue.map_err(failed("write in", &self.directory))?,
             completions: Vec::new(),
             next_snapshot: context.first_snapshot,
             buffer: Vec::new(),
@@ -156,65 +134,14 @@ impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink fo
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 struct Handle {
     snapshot: u64,
+    /// Whose directory it is: see [`directory`].
+    owner: String,
     listed: Vec<Listed>,
 }
 
-fn remove<'a>(
-    disk: &dyn Disk,
-    directory: &Path,
-    names: impl Iterator<Item = &'a String>,
-) -> Result<()> {
-    for name in names {
-        let path = directory.join(name);
-        disk.remove(&path).map_err(Error::io("remove", &path))?;
-    }
-    disk.sync_dir(directory).map_err(Error::io("sync directory", directory))
-}
-
-impl<T, F> Files<T, F> {
-    /// Shows what the handles list and removes what is newer.
-    fn redo(&self, handles: &[Handle], names: &[String], disk: &dyn Disk) -> Result<()> {
-        let listed: Vec<&Listed> = handles.iter().flat_map(|handle| &handle.listed).collect();
-        for Listed { name, length } in &listed {
-            let (hidden, visible) =
-                (self.directory.join(format!(".{name}")), self.directory.join(name));
-            let is_hidden = names.iter().any(|n| n.strip_prefix('.') == Some(name));
-            if !is_hidden && !names.contains(name) {
-                return Err(Error::Output {
-                    path: visible,
-                    reason: "the snapshot lists it but it is gone; restore the file, or remove \
-                             snapshots and output and start over"
-                        .into(),
-                });
-            }
-            let path = if is_hidden { &hidden } else { &visible };
-            let found = disk.len(path).map_err(Error::io("measure", path))?;
-            if found < *length {
-                return Err(Error::corrupt(
-                    path,
-                    found,
-                    format!("cut short; the snapshot lists {length} bytes"),
-                ));
-            }
-            if found > *length {
-                let file = disk.open(path).map_err(Error::io("open", path))?;
-                file.set_len(*length).map_err(Error::io("cut", path))?;
-                file.sync_data().map_err(Error::io("sync", path))?;
-            }
-            if is_hidden {
-                disk.rename(&hidden, &visible).map_err(Error::io("rename", &hidden))?;
-            }
-        }
-        let restored = handles.iter().map(|handle| handle.snapshot).max().unwrap_or(0);
-        let newer = names.iter().filter(|name| is_ours(name)).filter(|name| {
-            let shown = name.strip_prefix('.').unwrap_or(name);
-            let hidden = name.len() != shown.len();
-            let first = shown.get(5..17).and_then(|digits| digits.parse::<u64>().ok());
-            let known = listed.iter().any(|file| file.name == shown);
-            !known && (hidden || first.is_some_and(|first| first > restored))
-        });
-        remove(disk, &self.directory, newer)
-    }
+fn read_handles(handles: &[Vec<u8>]) -> Result<Vec<Handle>> {
+    let read = |handle: &Vec<u8>| Handle::from_archive(handle);
+    handles.iter().map(|handle| read(handle).map_err(|e| bad_handle("files", e))).collect()
 }
 
 /// The hidden file being written.
@@ -243,6 +170,7 @@ enum Synced {
 
 struct FilesWriter<F> {
     directory: PathBuf,
+    owner: String,
     format: F,
     roll: Roll,
     subtask: usize,
@@ -273,9 +201,9 @@ impl<F> FilesWriter<F> {
         if self.open.is_none() {
             let name = name_of(self.next_snapshot, self.subtask);
             let path = self.path(&format!(".{name}"));
-            let file = self.disk.create_new(&path).map_err(Error::io("create", &path))?;
+            let file = self.disk.create_new(&path).map_err(failed("create", &path))?;
             let sync = self.disk.sync_dir(&self.directory);
-            sync.map_err(Error::io("sync directory", &self.directory))?;
+            sync.map_err(failed("sync", &self.directory))?;
             self.open = Some(OpenFile { name, file, length: 0, opened_ns: clock::now_ns() });
         }
         Ok(self.open.as_mut().expect("opened above"))
@@ -309,11 +237,11 @@ impl<F> FilesWriter<F> {
     /// Takes completions and starts the syncs that are due.
     fn turn(&mut self) -> Result<()> {
         self.queue.poll(&mut self.completions);
-        let mut failed = None;
+        let mut refused = None;
         for Completion { ticket, result, .. } in self.completions.drain(..) {
             if let Err(error) = result {
                 // The ticket stays open, so nothing that depends on it is ever prepared.
-                failed = Some(error);
+                refused = Some(error);
                 continue;
             }
             self.writing.retain(|(writing, _)| *writing != ticket);
@@ -323,8 +251,8 @@ impl<F> FilesWriter<F> {
                 }
             }
         }
-        if let Some(error) = failed {
-            return Err(Error::io("write in", &self.directory)(error));
+        if let Some(error) = refused {
+            return Err(failed("write in", &self.directory)(error));
         }
         let oldest = self.writing.iter().map(|(_, number)| *number).min().unwrap_or(u64::MAX);
         for prepared in &mut self.prepared {
@@ -348,7 +276,7 @@ impl<F> FilesWriter<F> {
 
     fn show(&self, name: &str) -> Result<()> {
         let (hidden, visible) = (self.path(&format!(".{name}")), self.path(name));
-        self.disk.rename(&hidden, &visible).map_err(Error::io("rename", &hidden))
+        self.disk.rename_new(&hidden, &visible).map_err(failed("show", &visible))
     }
 
     /// Shows the open file, cut to the length a complete snapshot has of it.
@@ -356,26 +284,28 @@ impl<F> FilesWriter<F> {
         self.settle()?;
         let Some(open) = self.open.take() else { return Ok(()) };
         let path = self.path(&open.name);
-        open.file.set_len(length).map_err(Error::io("cut", &path))?;
-        open.file.sync_data().map_err(Error::io("sync", &path))?;
+        open.file.set_len(length).map_err(failed("cut", &path))?;
+        open.file.sync_data().map_err(failed("sync", &path))?;
         self.show(&open.name)
     }
 }
 
 impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
     fn write(&mut self, records: &mut Batch<'_, T>) -> Result<Flow> {
-        while !records.is_empty() {
+        loop {
             if self.buffer.len() >= WRITE_BYTES {
                 self.turn()?;
                 if self.writing.len() >= WRITES_MAX || !self.submit_buffer()? {
                     return Ok(Flow::Full);
                 }
             }
+            if records.is_empty() {
+                return Ok(Flow::Done);
+            }
             for record in records.drain(256) {
                 (self.format)(&record, &mut self.buffer);
             }
         }
-        Ok(Flow::Done)
     }
 
     fn ended(&mut self) {
@@ -403,7 +333,8 @@ impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
             }
         }
         let listed = self.closed.iter().map(|(_, listed)| listed).chain(&open_at).cloned();
-        let handle = Handle { snapshot: snapshot.0, listed: listed.collect() };
+        let (owner, listed) = (self.owner.clone(), listed.collect());
+        let handle = Handle { snapshot: snapshot.0, owner, listed };
         self.open_at.push_back((snapshot, open_at));
         self.turn()?;
         Ok(handle.to_archive().map_err(|error| bad_handle("files", error))?.to_vec())
@@ -432,7 +363,7 @@ impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
         }
         if shown {
             let sync = self.disk.sync_dir(&self.directory);
-            sync.map_err(Error::io("sync directory", &self.directory))?;
+            sync.map_err(failed("sync", &self.directory))?;
         }
         Ok(())
     }
@@ -441,6 +372,6 @@ impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
         self.settle()?;
         let length = self.open.as_ref().map_or(0, |open| open.length);
         self.show_open(length)?;
-        self.disk.sync_dir(&self.directory).map_err(Error::io("sync directory", &self.directory))
+        self.disk.sync_dir(&self.directory).map_err(failed("sync", &self.directory))
     }
 }

@@ -44,6 +44,10 @@ impl<T: Record, F: Fn(&T) -> u64 + Clone + Send + Sync + 'static> FoldSink<T, F>
 impl<T: Record, F: Fn(&T) -> u64 + Clone + Send + Sync + 'static> Sink for FoldSink<T, F> {
     type Item = T;
 
+    fn identity(&self) -> String {
+        "fold".into()
+    }
+
     fn recover(&self, handles: Option<&[Vec<u8>]>, _disk: &dyn Disk) -> Result<()> {
         let mut sum = 0_u64;
         for handle in handles.unwrap_or_default() {

@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Committer, Flow, Part, Probe, Stage, Visitor};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
 use crate::record::{Batch, Record};
@@ -45,12 +45,35 @@ pub struct WriterContext {
     pub disk: Arc<dyn Disk>,
 }
 
+/// The owner of what a run without snapshots leaves behind when it dies: no run goes on from that.
+pub const NOBODY: &str = "a run without snapshots";
+
 /// Where results go.
 pub trait Sink: Send + Sync + 'static {
     /// What it takes.
     type Item: Record;
 
-    /// Called once before writers are made, at every start. `handles` are those of the snapshot
+    /// What kind of sink it is, in one line: part of the job's identity, and of each of its handles.
+    /// What one kind left prepared, another cannot commit.
+    fn identity(&self) -> String;
+
+    /// Called once in a run, before [`recover`](Self::recover) and with the same handles: takes what
+    /// keeps other runs away from the place of output until this one ends, restarts included.
+    /// `owner` says in one line whose output it is: the operator, and where its snapshots are; or it
+    /// is [`NOBODY`].
+    ///
+    /// # Errors
+    /// Another run or job has the place.
+    fn claim(
+        &self,
+        _owner: &str,
+        _handles: Option<&[Vec<u8>]>,
+        _disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>> {
+        Ok(None)
+    }
+
+    /// Called before writers are made, at every start and restart. `handles` are those of the snapshot
     /// that is being restored (empty: it had none), or `None` at a start without one. Commits what
     /// they list and discards what they do not. Called again after a crash: must be idempotent.
     ///
@@ -68,6 +91,7 @@ pub trait Sink: Send + Sync + 'static {
 /// Writes the results of one task.
 pub trait Writer<T>: Send {
     /// Takes records until the batch is empty, or `Full` while earlier output is on its way out.
+    /// After `Full` it is called again, with an empty batch or with what it has left, until `Done`.
     ///
     /// # Errors
     /// The output failed.
@@ -105,6 +129,74 @@ pub trait Writer<T>: Send {
     fn commit_all(&mut self) -> Result<()>;
 }
 
+/// A [`Sink`], whatever its records are: what the engine asks of it.
+pub trait AnySink {
+    /// See [`Sink::identity`].
+    fn identity(&self) -> String;
+
+    /// See [`Sink::claim`].
+    ///
+    /// # Errors
+    /// The sink's.
+    fn claim(
+        &self,
+        owner: &str,
+        handles: Option<&[Vec<u8>]>,
+        disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>>;
+
+    /// See [`Sink::recover`].
+    ///
+    /// # Errors
+    /// The sink's.
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()>;
+}
+
+impl<S: Sink> AnySink for S {
+    fn identity(&self) -> String {
+        Sink::identity(self)
+    }
+
+    fn claim(
+        &self,
+        owner: &str,
+        handles: Option<&[Vec<u8>]>,
+        disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>> {
+        let handles = handles.map(|handles| untagged(self, handles)).transpose()?;
+        Sink::claim(self, owner, handles.as_deref(), disk)
+    }
+
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
+        let handles = handles.map(|handles| untagged(self, handles)).transpose()?;
+        Sink::recover(self, handles.as_deref(), disk)
+    }
+}
+
+/// Between a handle's kind and what the writer put into it.
+const TAG_END: u8 = b'\n';
+
+/// A handle as it is in the snapshot: the kind of its sink first.
+fn tagged(kind: &str, handle: &[u8]) -> Vec<u8> {
+    [kind.as_bytes(), &[TAG_END], handle].concat()
+}
+
+/// The handles without their kind, which must be that of `sink`.
+fn untagged<S: Sink>(sink: &S, handles: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+    let kind = Sink::identity(sink);
+    let one = |handle: &Vec<u8>| {
+        let end = handle.iter().position(|byte| *byte == TAG_END).unwrap_or(handle.len());
+        let found = String::from_utf8_lossy(&handle[..end]);
+        if found != kind {
+            let found = found.chars().take(40).collect::<String>();
+            let reason = format!("it is of a sink '{}', not '{kind}'", found.escape_debug());
+            return Err(bad_handle(&kind, reason));
+        }
+        Ok(handle.get(end + 1..).unwrap_or_default().to_vec())
+    };
+    handles.iter().map(one).collect()
+}
+
 /// The last stage of a chain that ends in a sink.
 pub struct SinkStage<T: Record> {
     name: String,
@@ -115,6 +207,7 @@ pub struct SinkStage<T: Record> {
 
 /// The handle of the marked snapshot on its way into it.
 struct Handle {
+    kind: String,
     subtask: u32,
     marked: VecDeque<Result<Vec<u8>>>,
 }
@@ -122,10 +215,19 @@ struct Handle {
 const SCHEMA: u32 = 1;
 
 impl<T: Record> SinkStage<T> {
-    /// Operator `name`, task `subtask`.
+    /// Operator `name` with a sink of this [kind](Sink::identity), task `subtask`.
+    ///
+    /// # Panics
+    /// If the kind is not one line.
     #[must_use]
-    pub fn new(name: String, subtask: usize, writer: Box<dyn Writer<T>>, probe: Probe) -> Self {
-        let handle = Handle { subtask: subtask as u32, marked: VecDeque::new() };
+    pub fn new(
+        name: String,
+        (kind, subtask): (String, usize),
+        writer: Box<dyn Writer<T>>,
+        probe: Probe,
+    ) -> Self {
+        assert!(!kind.contains('\n'), "the kind of a sink is one line, not {kind:?}");
+        let handle = Handle { kind, subtask: subtask as u32, marked: VecDeque::new() };
         Self { name, writer, handle, probe }
     }
 }
@@ -133,11 +235,15 @@ impl<T: Record> SinkStage<T> {
 impl<T: Record> Stage<T> for SinkStage<T> {
     fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
         self.probe.enter();
-        self.writer.write(input)
+        let flow = self.writer.write(input)?;
+        if flow == Flow::Full {
+            self.probe.held_back();
+        }
+        Ok(flow)
     }
 
     fn flush(&mut self) -> Result<Flow> {
-        Ok(Flow::Done)
+        self.process(&mut Batch::empty())
     }
 
     fn finish(&mut self) -> Result<Flow> {
@@ -167,7 +273,8 @@ impl<T: Record> OperatorState for SinkState<'_, T> {
 
     fn drain(&mut self, _budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained> {
         if let Some(handle) = self.handle.marked.pop_front() {
-            out.write(StateSlot::Task(self.handle.subtask), SCHEMA, &handle?);
+            let handle = tagged(&self.handle.kind, &handle?);
+            out.write(StateSlot::Task(self.handle.subtask), SCHEMA, &handle);
         }
         Ok(Drained::Done)
     }
@@ -201,4 +308,89 @@ impl<T: Record> Committer for SinkState<'_, T> {
 /// What cannot be read in a handle.
 fn bad_handle(sink: &str, reason: impl ToString) -> Error {
     Error::State { operator: sink.into(), reason: format!("sink handle: {}", reason.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::channel::channel;
+    use crate::config::DISK_POLL_NS;
+    use crate::inbox::Inbox;
+    use crate::operator::Trace;
+    use crate::task::{InboxHead, Progress, Task};
+
+    /// Takes as many records as it is allowed to.
+    struct Slow(Arc<AtomicUsize>);
+
+    impl Writer<u64> for Slow {
+        fn write(&mut self, records: &mut Batch<'_, u64>) -> Result<Flow> {
+            let allowed = self.0.load(Ordering::Relaxed);
+            self.0.fetch_sub(records.drain(allowed).count(), Ordering::Relaxed);
+            Ok(if self.0.load(Ordering::Relaxed) == 0 { Flow::Full } else { Flow::Done })
+        }
+
+        fn prepare(&mut self, _snapshot: SnapshotId) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+
+        fn commit(&mut self, _snapshot: SnapshotId, _last: bool) -> Result<()> {
+            Ok(())
+        }
+
+        fn commit_all(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// At the head of its task such a sink went from full to running and back, "working" each time,
+    /// and its worker span and woke its neighbours; behind a stage the worker parked, and looked for
+    /// the disk when the park was over.
+    #[test]
+    fn a_task_whose_sink_waits_for_the_disk_looks_again_in_time_and_does_not_spin() {
+        let (allowed, trace) = (Arc::new(AtomicUsize::new(2)), Arc::new(Trace::default()));
+        let probe = Probe::new(trace.clone(), 0);
+        let writer = Box::new(Slow(allowed.clone()));
+        let stage = SinkStage::new("out".into(), ("slow".into(), 0), writer, probe);
+        let (mut sender, receiver) = channel::<u64>(8);
+        let inbox = Inbox::acyclic(vec![receiver], SnapshotId(0));
+        let head = InboxHead { inbox, stage: Box::new(stage), log: "out#log".into() };
+        let mut task = Task::new(Box::new(head), 0, Arc::from(["out".to_string()]), trace);
+        assert!(sender.room(5) >= 5);
+        (0..5).for_each(|number| sender.push(number));
+        sender.publish();
+        assert_eq!(task.step(0).unwrap(), Progress::Worked, "it takes two");
+        for now_ns in [1, 2] {
+            assert_eq!(task.step(now_ns).unwrap(), Progress::Until(now_ns + DISK_POLL_NS));
+        }
+        allowed.store(9, Ordering::Relaxed);
+        (3..5).for_each(|now_ns| assert_eq!(task.step(now_ns).unwrap(), Progress::Worked));
+        assert_eq!(task.step(5).unwrap(), Progress::Idle);
+        assert_eq!(allowed.load(Ordering::Relaxed), 6, "and the other three");
+    }
+
+    /// In release builds the default error of rkyv says only that there was one.
+    #[test]
+    fn what_is_wrong_with_an_archive_is_said_in_every_build() {
+        use crate::record::Data as _;
+        let error: rkyv::rancor::BoxedError = Vec::<u64>::from_archive(&[1]).unwrap_err();
+        assert!(error.to_string().contains("range"), "{error}");
+    }
+
+    #[test]
+    fn a_handle_is_only_given_to_the_kind_of_sink_that_made_it() {
+        let disk = crate::disk::MemoryDisk::new(1);
+        let (fold, folded) = FoldSink::<u64, _>::new(|number| *number);
+        let (collect, _) = Collect::<u64>::new();
+        let handle = [tagged("fold", &7_u64.to_le_bytes())];
+        AnySink::recover(&fold, Some(&handle), &disk).unwrap();
+        assert_eq!(folded.sum(), 7);
+        for (handle, says) in
+            [(handle, "'fold', not 'collect'"), ([vec![1, 2]], "not 'collect'"), ([vec![]], "''")]
+        {
+            let refused = AnySink::recover(&collect, Some(&handle), &disk).unwrap_err();
+            assert!(refused.to_string().contains(says), "{refused}");
+        }
+    }
 }

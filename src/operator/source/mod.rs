@@ -16,7 +16,7 @@ mod text_file;
 
 pub use generator::{Generator, Items};
 pub use lines::{LineSplitter, StdinLines, TcpLines};
-pub use text_file::TextFile;
+pub use text_file::{Decoded, TextFile};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -166,13 +166,15 @@ impl Pace {
     fn due(&mut self, now_ns: u64) -> usize {
         let started_ns = *self.started_ns.get_or_insert(now_ns);
         let due = ((now_ns - started_ns) as f64 / 1e9 * self.items_per_second) as u64;
-        (due + u64::from(self.items_per_second > 0.0)).saturating_sub(self.emitted) as usize
+        let due = due.saturating_add(u64::from(self.items_per_second > 0.0));
+        due.saturating_sub(self.emitted) as usize
     }
 
     /// When the next item is due.
     fn next_due_ns(&self) -> Option<u64> {
         let seconds = self.emitted as f64 / self.items_per_second;
-        seconds.is_finite().then(|| self.started_ns.unwrap_or(0) + (seconds * 1e9) as u64 + 1)
+        let after_ns = ((seconds * 1e9) as u64).saturating_add(1);
+        seconds.is_finite().then(|| self.started_ns.unwrap_or(0).saturating_add(after_ns))
     }
 }
 
@@ -338,6 +340,18 @@ mod tests {
         assert_eq!(pace.next_due_ns(), Some(6_000_001));
         assert_eq!(pace.due(6_000_001), 1);
         assert_eq!(pace.due(15_000_001), 10);
+    }
+
+    #[test]
+    fn a_rate_of_any_size_is_kept_without_overflow() {
+        for rate in [1e300, f64::MAX, 1e-300, f64::MIN_POSITIVE] {
+            let mut pace = Pace::new(rate);
+            assert_eq!(pace.due(7), 1, "the first at once");
+            pace.emitted = 1;
+            let quick = rate > 1.0;
+            assert_eq!(pace.due(1 << 40) > 1 << 60, quick, "{rate}");
+            assert_eq!(pace.next_due_ns() == Some(8), quick, "{rate}");
+        }
     }
 
     #[test]

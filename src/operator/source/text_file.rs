@@ -4,7 +4,9 @@
 //! its first byte lies in. Reads go through the disk queue, one chunk ahead of the lines.
 
 use std::collections::VecDeque;
+use std::fs::{self, FileType};
 use std::marker::PhantomData;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +28,8 @@ const IDENTITY_END_BYTES: u64 = 64 << 10;
 const IDENTITY_BLOCK_BYTES: u64 = 4 << 10;
 const IDENTITY_BLOCKS: u64 = 64;
 
-/// Lines of a file, each decoded into any number of records.
+/// Lines of a file, each decoded into any number of records by `decode(line, out)`, which says what
+/// is wrong with a line that cannot be.
 pub struct TextFile<T, D> {
     path: PathBuf,
     /// Bytes to be read: the file's length when it was opened, or less.
@@ -35,12 +38,16 @@ pub struct TextFile<T, D> {
     record: PhantomData<fn() -> T>,
 }
 
+/// What a decoder returns: `Err` says what is wrong with the line, and what it should be.
+pub type Decoded = Result<(), String>;
+
 /// Decodes a line into itself.
-fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) {
+fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) -> Decoded {
     out.push(line.to_vec());
+    Ok(())
 }
 
-impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
+impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded> {
     /// The lines of `path`, as bytes without their ends.
     ///
     /// # Errors
@@ -48,23 +55,45 @@ impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>)> {
     pub fn open(path: impl AsRef<Path>, disk: &dyn Disk) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let refuse = |reason: String| Error::Input { name: path.display().to_string(), reason };
-        if path.is_dir() {
-            return Err(refuse("it is a directory; name a text file".into()));
+        // Before it is opened: that would wait for whoever writes into a pipe.
+        if let Some(what) = fs::metadata(&path).ok().and_then(|found| special(found.file_type())) {
+            return Err(refuse(format!("it is {what}; name a text file")));
         }
         disk.open_read(&path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
         let length = disk.len(&path).map_err(|error| refuse(format!("no length: {error}")))?;
         if length == 0 {
-            return Err(refuse(
-                "it is empty (or not a regular file); there is nothing to do".into(),
-            ));
+            return Err(refuse("it is empty; there is nothing to do".into()));
         }
         Ok(Self { path, length, decode: Arc::new(whole_line), record: PhantomData })
     }
 }
 
+/// What it is, if not a regular file, which alone can be read again from any place.
+fn special(kind: FileType) -> Option<&'static str> {
+    match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_fifo() => Some("a pipe, which cannot be read twice"),
+        () if kind.is_socket() => Some("a socket, which cannot be read twice"),
+        () => Some("a device, which cannot be read twice"),
+    }
+}
+
 impl<T, D> TextFile<T, D> {
     /// Decodes each line with `decode(line, out)` in the source itself: no copy of the line.
-    pub fn decode<U, E: Fn(&[u8], &mut Vec<U>)>(self, decode: E) -> TextFile<U, E> {
+    pub fn decode<U>(
+        self,
+        decode: impl Fn(&[u8], &mut Vec<U>) + Send + Sync + 'static,
+    ) -> TextFile<U, impl Fn(&[u8], &mut Vec<U>) -> Decoded + Send + Sync + 'static> {
+        self.try_decode(move |line: &[u8], out: &mut Vec<U>| {
+            decode(line, out);
+            Ok(())
+        })
+    }
+
+    /// As [`decode`](Self::decode), for lines that may be wrong: the job fails with an error that
+    /// names the file and the line.
+    pub fn try_decode<U, E: Fn(&[u8], &mut Vec<U>) -> Decoded>(self, decode: E) -> TextFile<U, E> {
         let decode = Arc::new(decode);
         TextFile { path: self.path, length: self.length, decode, record: PhantomData }
     }
@@ -122,7 +151,7 @@ fn identity_parts(length: u64) -> Vec<(u64, u64)> {
 impl<T, D> Source for TextFile<T, D>
 where
     T: Record,
-    D: Fn(&[u8], &mut Vec<T>) + Send + Sync + 'static,
+    D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync + 'static,
 {
     type Item = T;
 
@@ -180,8 +209,8 @@ struct RangeReader<D> {
     split_end: u64,
     /// Where the next chunk to be asked for begins.
     next_read: u64,
-    /// Chunks asked for, oldest first; `Some` once they are there.
-    done: VecDeque<(crate::disk::Ticket, Option<Vec<u8>>)>,
+    /// Chunks asked for and how long they are, oldest first; `Some` once they are there.
+    done: VecDeque<(crate::disk::Ticket, usize, Option<Vec<u8>>)>,
     completions: Vec<crate::disk::Completion>,
     /// Where the first line of `lines` began.
     base: u64,
@@ -199,6 +228,23 @@ impl<D> RangeReader<D> {
         Error::Input { name: self.path.display().to_string(), reason }
     }
 
+    /// The error for the line that begins at `offset`. The lines before it are counted now: splits
+    /// are read side by side, so nobody has counted them.
+    fn bad_line(&self, offset: u64, reason: &str) -> Error {
+        let (mut chunk, mut at, mut line) = (vec![0; CHUNK_BYTES], 0, 1);
+        while at < offset {
+            let length = CHUNK_BYTES.min((offset - at) as usize);
+            let count = match self.file.read_at(&mut chunk[..length], at) {
+                Ok(0) => return self.failed(format!("the line at byte {offset}: {reason}")),
+                Ok(count) => count,
+                Err(error) => return self.failed(format!("cannot be read: {error}")),
+            };
+            line += memchr::memchr_iter(b'\n', &chunk[..count]).count();
+            at += count as u64;
+        }
+        self.failed(format!("line {line}: {reason}"))
+    }
+
     /// Asks for chunks ahead and takes what has come.
     fn turn(&mut self) -> Result<()> {
         // Behind the split's end only what its last line needs is read.
@@ -213,7 +259,7 @@ impl<D> RangeReader<D> {
                 buffer: vec![0; length],
             };
             let Ok(ticket) = self.queue.submit(read) else { break };
-            self.done.push_back((ticket, None));
+            self.done.push_back((ticket, length, None));
             self.next_read += length as u64;
         }
         self.queue.poll(&mut self.completions);
@@ -221,11 +267,17 @@ impl<D> RangeReader<D> {
             let count = completion
                 .result
                 .map_err(|error| self.failed(format!("cannot be read: {error}")))?;
-            let place = self.done.iter_mut().find(|(ticket, _)| *ticket == completion.ticket);
-            let (_, chunk) = place.expect("a completion answers a read");
-            let mut buffer = completion.buffer;
-            buffer.truncate(count);
-            *chunk = Some(buffer);
+            let place = self.done.iter_mut().find(|(ticket, ..)| *ticket == completion.ticket);
+            let (_, length, chunk) = place.expect("a completion answers a read");
+            // Chunks end where the file ended when the job began, so each must be whole.
+            if count < *length {
+                return Err(self.failed(format!(
+                    "it ended before byte {}, where it ended when the job began; was it cut short \
+                     while the job ran? Put it back as it was and run the same command again",
+                    self.file_end
+                )));
+            }
+            *chunk = Some(completion.buffer);
         }
         Ok(())
     }
@@ -233,25 +285,20 @@ impl<D> RangeReader<D> {
     /// Gives the splitter its next chunk. False if it is not there yet.
     fn next_chunk(&mut self) -> Result<bool> {
         self.turn()?;
-        let Some((_, chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
+        let Some((.., chunk @ Some(_))) = self.done.front_mut() else { return Ok(false) };
         let chunk = chunk.take().expect("matched above");
-        if chunk.is_empty() {
-            return Err(self.failed(format!(
-                "it ended before byte {}; was it cut short while the job ran?",
-                self.file_end
-            )));
-        }
         self.done.pop_front();
         self.lines.put(chunk);
         Ok(true)
     }
 }
 
-impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
+impl<T, D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync> Reader<T> for RangeReader<D> {
     fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
         let mut taken = 0;
         while taken < max && out.len() < BATCH_RECORDS {
-            if self.position() >= self.split_end && !self.skip_line {
+            let position = self.position();
+            if position >= self.split_end && !self.skip_line {
                 return Ok((Read::End, taken));
             }
             // A line that began before the split is not ours to judge, whatever its length.
@@ -263,13 +310,18 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
             let found = self.lines.next_line(|line| decode(line, out));
             let name = || self.path.display().to_string();
             match found.map_err(|offset| line_too_long(&name(), self.base + offset))? {
-                Some(()) => taken += 1,
+                Some(Err(reason)) => return Err(self.bad_line(position, &reason)),
+                Some(Ok(())) => taken += 1,
                 None if self.next_read >= self.file_end && self.done.is_empty() => {
-                    if !skip {
-                        taken +=
-                            usize::from(self.lines.last_line(|line| decode(line, out)).is_some());
+                    if skip {
+                        return Ok((Read::End, taken));
                     }
-                    return Ok((Read::End, taken));
+                    let last = self.lines.last_line(|line| decode(line, out));
+                    if let Some(Err(reason)) = &last {
+                        return Err(self.bad_line(position, reason));
+                    }
+                    assert_eq!(self.position(), self.file_end, "a split ended too early");
+                    return Ok((Read::End, taken + usize::from(last.is_some())));
                 }
                 None => {
                     if !self.next_chunk()? {
@@ -290,6 +342,53 @@ impl<T, D: Fn(&[u8], &mut Vec<T>) + Send + Sync> Reader<T> for RangeReader<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::MemoryDisk;
+
+    type Whole = fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded;
+
+    const LINE: &[u8] = b"a line of sixteen\n";
+
+    /// A file of `bytes` on a disk in memory, and its lines as read from it now.
+    fn file(bytes: usize) -> (Arc<MemoryDisk>, TextFile<Vec<u8>, Whole>) {
+        let (disk, path) = (Arc::new(MemoryDisk::new(1)), PathBuf::from("/text"));
+        let text: Vec<u8> = LINE.iter().copied().cycle().take(bytes).collect();
+        disk.create_new(&path).unwrap().write_all_at(&text, 0).unwrap();
+        let length = bytes as u64;
+        let decode: Arc<Whole> = Arc::new(whole_line);
+        (disk, TextFile { path, length, decode, record: PhantomData })
+    }
+
+    fn read_all(reader: &mut dyn Reader<Vec<u8>>) -> Result<usize> {
+        let (mut lines, mut out) = (0, Vec::new());
+        loop {
+            let (read, taken) = reader.read(usize::MAX, &mut out)?;
+            lines += taken;
+            out.clear();
+            if read == Read::End {
+                return Ok(lines);
+            }
+        }
+    }
+
+    /// The last chunk of a file that was cut meanwhile came back short, and the split ended there as
+    /// if that were the end of the file: a wrong result with no word about it.
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_is_an_error_wherever_it_is_cut() {
+        let bytes = 3 * LINE.len() * 1000;
+        for cut in [0, 1, 18, 18 * 1000, 18 * 1000 + 7, bytes - 18, bytes - 1, bytes] {
+            let (disk, file) = file(bytes);
+            let context = ReaderContext { disk: disk.clone() };
+            let mut reader = file.reader(0, None, &context).unwrap();
+            disk.open(Path::new("/text")).unwrap().set_len(cut as u64).unwrap();
+            match read_all(&mut *reader) {
+                Ok(lines) => assert_eq!((cut, lines), (bytes, 3000)),
+                Err(error) => {
+                    assert!(cut < bytes, "{error}");
+                    assert!(error.to_string().contains("cut short"), "{cut}: {error}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn an_identity_reads_a_bounded_part_of_a_file_and_both_of_its_ends() {

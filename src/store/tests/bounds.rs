@@ -9,7 +9,7 @@ fn part_files(disk: &MemoryDisk) -> Vec<String> {
 }
 
 #[test]
-fn collection_keeps_what_retention_asks_for_and_never_deletes_what_a_manifest_names() {
+fn trap_29_collection_keeps_what_retention_asks_for_and_never_deletes_what_a_manifest_names() {
     let disk = MemoryDisk::new(2);
     let limits = StoreLimits { retention: 5, ..limits() };
     let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();

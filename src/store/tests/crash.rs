@@ -18,7 +18,8 @@ fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
 }
 
 #[test]
-fn a_crash_at_any_operation_leaves_the_last_committed_snapshot_or_the_one_being_committed() {
+fn trap_24_a_crash_at_any_operation_leaves_the_last_committed_snapshot_or_the_one_being_committed()
+{
     const SNAPSHOTS: u64 = 6;
     let mut both = [0, 0];
     for seed in 0..8 {

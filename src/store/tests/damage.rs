@@ -63,11 +63,13 @@ fn every_flipped_bit_of_a_directory_is_detected_or_lies_where_nothing_is() {
         check_fallback(&disk, older, &part.file);
         flip(&disk, &part.file, bit);
     }
-    for bit in 0..disk.len(&Path::new(DIR).join("JOB")).unwrap() * 8 {
+    let before = disk.read(&Path::new(DIR).join("JOB")).unwrap();
+    for bit in 0..before.len() as u64 * 8 {
         flip(&disk, "JOB", bit);
-        let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
-        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
-        flip(&disk, "JOB", bit);
+        let opened = open(&disk);
+        assert!(opened.warnings[0].contains("JOB is corrupt at byte"), "{:?}", opened.warnings);
+        assert_eq!(opened.newest.unwrap().id(), newest);
+        assert_eq!(disk.read(&Path::new(DIR).join("JOB")).unwrap(), before, "made anew");
     }
     let before = disk.read(&Path::new(DIR).join("GENERATION")).unwrap();
     for bit in 0..before.len() as u64 * 8 {
@@ -81,6 +83,34 @@ fn every_flipped_bit_of_a_directory_is_detected_or_lies_where_nothing_is() {
         let file = disk.create_new(&Path::new(DIR).join("GENERATION")).unwrap();
         file.write_all_at(&before, 0).unwrap();
     }
+}
+
+/// A damaged JOB was an error without a way out, though every manifest says whose the directory is.
+#[test]
+fn whose_a_directory_is_the_manifests_say_too() {
+    let (disk, newest) = after_snapshots(1, 2);
+    disk.remove(&Path::new(DIR).join("JOB")).unwrap();
+    let other = JobIdentity { name: "other".into(), fingerprint: String::new() };
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &other, limits());
+    let error = opened.err().expect("refused");
+    assert!(matches!(error, Error::OtherJob { .. }), "{error}");
+    assert!(!names(&disk).contains(&"JOB".into()), "nothing is written for another job");
+    let opened = open(&disk);
+    assert!(opened.warnings[0].contains("manifest of snapshot"), "{:?}", opened.warnings);
+    assert_eq!(opened.newest.unwrap().id(), newest);
+    drop(opened.store);
+    assert!(open(&disk).warnings.is_empty());
+
+    flip(&disk, "JOB", 400);
+    for name in names(&disk).iter().filter(|name| name.ends_with(".manifest")) {
+        flip(&disk, name, 400);
+    }
+    let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert!(
+        error.to_string().contains("JOB") && error.to_string().contains("start over"),
+        "{error}"
+    );
 }
 
 fn check_fallback(disk: &MemoryDisk, expected: SnapshotId, file: &str) {

@@ -1,0 +1,305 @@
+//! The backup log: copies of the records that were in transit on late inputs at the cut.
+//!
+//! It is state of the task like any other: marked at the capture, drained into the task snapshot
+//! when it is sealed, given back on a restore. A restored log is handled before any input is read;
+//! ring contents are not restored beside it (trap 19).
+//!
+//! Invariants
+//! - The records of one input keep their order, also when the log is shared out by key group to
+//!   another number of tasks.
+//! - At most [`LOG_BYTES_MAX`] are kept for one snapshot; a log above that fails its snapshot.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::config::LOG_BYTES_MAX;
+use crate::error::Error;
+use crate::id::{KeyGroup, SnapshotId, StateSlot};
+use crate::record::{Buffer, Data, Record};
+use crate::state::{Drained, OperatorState, SCHEMA_LOG, StateWriter};
+
+/// Which key group a record of one input belongs to; `None` where any task may take it.
+pub type GroupOf<T> = Option<Box<dyn FnMut(&T) -> KeyGroup + Send>>;
+
+/// Which copy of its operator a task is: (subtask, parallelism).
+pub type Copy = (usize, usize);
+
+/// The logs of one task's snapshots, and the one it was restored with.
+pub struct Log<T> {
+    copy: Copy,
+    /// By input.
+    group_of: Vec<GroupOf<T>>,
+    /// Oldest first: at most the one being drained and the one being written.
+    open: VecDeque<Snapshot<T>>,
+    restored: Vec<T>,
+    replay: Buffer<T>,
+    /// Records copied so far, of all snapshots.
+    logged: u64,
+}
+
+/// The log of one snapshot.
+struct Snapshot<T> {
+    id: SnapshotId,
+    /// By input.
+    records: Vec<Vec<T>>,
+    bytes: usize,
+    /// Whether the capture has marked it: otherwise the snapshot was given up before.
+    marked: bool,
+    sealed: bool,
+    /// Why it cannot be kept.
+    failed: Option<String>,
+}
+
+impl<T: Record> Log<T> {
+    /// For the task that is this copy of its operator, with these inputs.
+    #[must_use]
+    pub fn new(copy: Copy, group_of: Vec<GroupOf<T>>) -> Self {
+        let (open, restored, replay) = (VecDeque::new(), Vec::new(), Buffer::with_capacity(0));
+        Self { copy, group_of, open, restored, replay, logged: 0 }
+    }
+
+    /// Begins the log of `snapshot`, whose trigger has come.
+    pub fn begin(&mut self, snapshot: SnapshotId) {
+        self.open.retain(|open| open.marked);
+        let records = self.group_of.iter().map(|_| Vec::new()).collect();
+        self.open.push_back(Snapshot {
+            id: snapshot,
+            records,
+            bytes: 0,
+            marked: false,
+            sealed: false,
+            failed: None,
+        });
+    }
+
+    /// Copies what a late input has brought.
+    pub fn append(&mut self, input: usize, records: &[T]) {
+        let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
+        open.bytes += size_of_val(records);
+        if open.bytes > LOG_BYTES_MAX {
+            open.records.iter_mut().for_each(|records| *records = Vec::new());
+            open.failed = Some(format!(
+                "more than {LOG_BYTES_MAX} bytes were in transit to one task; a loop that holds \
+                 that much, or an input that far behind, cannot be logged"
+            ));
+            return;
+        }
+        open.records[input].extend_from_slice(records);
+        self.logged += records.len() as u64;
+    }
+
+    /// Records copied so far, of all snapshots.
+    #[must_use]
+    pub fn logged(&self) -> u64 {
+        self.logged
+    }
+
+    /// The snapshot begun last cannot be logged.
+    pub fn fail(&mut self, reason: String) {
+        if let Some(open) = self.open.back_mut() {
+            open.failed = Some(reason);
+        }
+    }
+
+    /// No input is late any more: the log begun last is complete. Whether it could be kept.
+    pub fn seal(&mut self) -> bool {
+        let Some(open) = self.open.back_mut() else { return true };
+        open.sealed = true;
+        open.failed.is_none()
+    }
+
+    /// The restored records that have not been handled yet.
+    pub fn replay(&mut self) -> Option<&mut Buffer<T>> {
+        if !self.restored.is_empty() {
+            self.replay.fill().append(&mut self.restored);
+        }
+        (!self.replay.is_empty()).then_some(&mut self.replay)
+    }
+
+    /// How many records were restored, before any is handled.
+    #[must_use]
+    pub fn restored(&self) -> usize {
+        self.restored.len()
+    }
+
+    /// Shares the records of one input out by who may take them.
+    fn pieces(&mut self, input: usize, records: Vec<T>) -> BTreeMap<StateSlot, Vec<T>> {
+        let mut pieces = BTreeMap::<StateSlot, Vec<T>>::new();
+        let anyone = StateSlot::Task(self.copy.0 as u32);
+        for record in records {
+            let group_of = self.group_of[input].as_mut();
+            let slot = group_of.map_or(anyone, |group_of| StateSlot::KeyGroup(group_of(&record)));
+            pieces.entry(slot).or_default().push(record);
+        }
+        pieces
+    }
+}
+
+impl<T: Record> OperatorState for Log<T> {
+    fn mark(&mut self, snapshot: SnapshotId) {
+        if let Some(open) = self.open.back_mut().filter(|open| open.id == snapshot) {
+            open.marked = true;
+        }
+    }
+
+    fn drain(&mut self, _budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error> {
+        let Some(open) = self.open.front_mut().filter(|open| open.marked) else {
+            return Ok(Drained::Done);
+        };
+        let snapshot = open.id;
+        if let Some(reason) = &open.failed {
+            return Err(Error::Snapshot { snapshot, reason: reason.clone() });
+        }
+        if !open.sealed {
+            return Ok(Drained::Waiting);
+        }
+        let records = std::mem::take(&mut open.records);
+        self.open.pop_front();
+        for (input, records) in records.into_iter().enumerate() {
+            for (slot, records) in self.pieces(input, records) {
+                let bytes = records.to_archive().map_err(|error| {
+                    let reason = format!("a logged record does not serialise: {error}");
+                    Error::Snapshot { snapshot, reason }
+                })?;
+                out.write(slot, SCHEMA_LOG, &bytes);
+            }
+        }
+        Ok(Drained::Done)
+    }
+
+    fn abandon(&mut self) {
+        self.open.retain(|open| !open.marked);
+    }
+
+    fn restore(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) -> Result<(), String> {
+        if schema != SCHEMA_LOG {
+            return Err(format!("schema {schema}, expected {SCHEMA_LOG} (logged records)"));
+        }
+        let (subtask, parallelism) = self.copy;
+        match slot {
+            // Shown to every task: those of another parallelism are shared out in turn.
+            StateSlot::Task(of) if of as usize % parallelism != subtask => return Ok(()),
+            StateSlot::Task(_) | StateSlot::KeyGroup(_) => {}
+            StateSlot::Split(_) => return Err(format!("{slot:?} is not the log of a task")),
+        }
+        let records = Vec::<T>::from_archive(bytes)
+            .map_err(|error| format!("logged records that are none: {error}"))?;
+        self.restored.extend(records);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: SnapshotId = SnapshotId(1);
+
+    #[derive(Default)]
+    struct Pieces(Vec<(StateSlot, u32, Vec<u8>)>);
+
+    impl StateWriter for Pieces {
+        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
+            self.0.push((slot, schema, bytes.to_vec()));
+        }
+    }
+
+    fn by_key(copy: Copy) -> Log<String> {
+        let group: GroupOf<String> =
+            Some(Box::new(|word: &String| KeyGroup(u32::from(word.as_bytes()[0] & 127))));
+        Log::new(copy, vec![group, None])
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(ToString::to_string).collect()
+    }
+
+    fn handled(log: &mut Log<String>) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Some(replay) = log.replay() {
+            replay.lend(|batch| all.extend(batch.drain(1)));
+        }
+        all
+    }
+
+    #[test]
+    fn trap_19_a_log_is_replayed_once_by_whoever_owns_its_keys() {
+        let mut log = by_key((1, 2));
+        log.begin(ONE);
+        log.mark(ONE);
+        log.append(0, &words(&["a1", "z1"]));
+        let mut pieces = Pieces::default();
+        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Waiting, "not sealed");
+        log.append(1, &words(&["else"]));
+        log.append(0, &words(&["a2"]));
+        assert!(log.seal());
+        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert!(log.replay().is_none(), "the running task handles them as they come");
+
+        // On one task all come back; on four, each record to one.
+        for parallelism in [1, 2, 4] {
+            let mut all = Vec::new();
+            for subtask in 0..parallelism {
+                let mut log = by_key((subtask, parallelism));
+                for (slot, schema, bytes) in &pieces.0 {
+                    let mine = match slot {
+                        StateSlot::KeyGroup(group) => group.owner(parallelism) == subtask,
+                        _ => true, // the log itself picks
+                    };
+                    if mine {
+                        log.restore(*slot, *schema, bytes).unwrap();
+                    }
+                }
+                let mine = handled(&mut log);
+                let keyed: Vec<_> = mine.iter().filter(|word| word.starts_with('a')).collect();
+                assert!(keyed.is_empty() || keyed == ["a1", "a2"], "{keyed:?}");
+                all.extend(mine);
+            }
+            all.sort();
+            assert_eq!(all, ["a1", "a2", "else", "z1"]);
+        }
+    }
+
+    #[test]
+    fn a_log_above_its_bound_fails_its_snapshot_and_not_the_next() {
+        let mut log = Log::<[u64; 1 << 10]>::new((0, 1), vec![None]);
+        let block = vec![[7; 1 << 10]; 128];
+        log.begin(ONE);
+        log.mark(ONE);
+        for _ in 0..=LOG_BYTES_MAX / size_of_val(&block[..]) {
+            log.append(0, &block);
+        }
+        let mut pieces = Pieces::default();
+        let error = log.drain(1, &mut pieces).unwrap_err();
+        assert!(error.to_string().contains("in transit"), "{error}");
+        assert!(!log.seal());
+        log.abandon();
+        log.begin(SnapshotId(2));
+        log.mark(SnapshotId(2));
+        log.append(0, &block[..1]);
+        assert!(log.seal());
+        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert_eq!(pieces.0.len(), 1);
+    }
+
+    #[test]
+    fn a_log_whose_snapshot_was_given_up_before_the_capture_is_dropped() {
+        let mut log = by_key((0, 1));
+        log.begin(ONE);
+        log.append(0, &words(&["lost"]));
+        log.seal();
+        log.begin(SnapshotId(2));
+        log.mark(SnapshotId(2));
+        log.seal();
+        let mut pieces = Pieces::default();
+        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert!(pieces.0.is_empty());
+    }
+
+    #[test]
+    fn bytes_that_are_no_log_are_an_error() {
+        let mut log = by_key((0, 1));
+        assert!(log.restore(StateSlot::Split(0), SCHEMA_LOG, &[]).is_err());
+        assert!(log.restore(StateSlot::Task(0), 1, &[]).unwrap_err().contains("schema 1"));
+        assert!(log.restore(StateSlot::Task(0), SCHEMA_LOG, &[1; 7]).is_err());
+    }
+}

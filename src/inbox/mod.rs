@@ -1,0 +1,596 @@
+//! A task's inputs: the only place that reads channels and the only caller of the aligner.
+//!
+//! Usually records go from a ring straight to the stage. They are *set aside* into the input's
+//! [`Backlog`] where the ring must not fill up although the stage cannot take them yet:
+//!
+//! | input | set aside when | so that |
+//! |---|---|---|
+//! | back-edge | the stage is full, or the input is blocked or late | a loop of full rings cannot stand still |
+//! | late | at once, and copied to the log | a snapshot is sealed without waiting for the stage |
+//! | blocked, with spilling on | its ring is half full | the sender runs on during a long alignment |
+//! | any, once a timed alignment is overdue | the stage is full | the senders can bring their barriers |
+//!
+//! Why a loop cannot deadlock: a task that cannot hand on its output still empties its back-edge
+//! rings (`relieve`), into memory and then disk. Without the back-edges the rings form a graph
+//! without cycles whose last tasks always take, so every full ring becomes free in the end. Records
+//! enter a loop only while its backlog is small; a loop that still outgrows its bounds makes more
+//! records than it lets out, and is an error that names it.
+//!
+//! Invariants
+//! - Every batch and every mark, from a ring or set aside, is admitted by [`Aligner::admit`] before
+//!   the stage sees it. A mark is admitted once.
+//! - Per input, what is set aside is older than what is in the ring.
+//! - A record in transit at a cut is copied to the log once: when it leaves the ring of a late input,
+//!   or at the capture if it was set aside before.
+//! - A blocked input is not handled; every other input is, in turn and with a bound, so that after an
+//!   alignment none starves and none floods (trap 7).
+//! - A batch ends at a mark; records behind it are not touched (trap 5).
+
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+pub use log::{GroupOf, Log};
+
+use crate::align::{Aligner, Arrival, InputKind, Verdict};
+use crate::channel::{Consumer, Polled};
+use crate::config::{INPUT_RECORDS_MAX, Mode, ROUND_NS_MAX};
+use crate::error::{Error, Result};
+use crate::flight::Flight;
+use crate::id::SnapshotId;
+use crate::operator::{Flow, Stage};
+use crate::record::{Batch, Control, Record};
+use crate::spill::{Backlog, Front, Limits, Spilled};
+
+/// What a pull found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulled {
+    /// Records were handled, or a mark was.
+    Worked,
+    /// Records were handled until the chain had no room: flush it before the next pull.
+    Full,
+    /// The chain has no room for the first of them.
+    Stuck,
+    /// Nothing there.
+    Nothing,
+    /// The trigger for this snapshot has come: capture now.
+    Barrier(SnapshotId),
+    /// Every input has ended.
+    Ended,
+}
+
+/// One input of a task.
+pub struct Input<T: Record> {
+    /// Its ring.
+    pub ring: Consumer<T>,
+    /// Which kind of edge it belongs to.
+    pub kind: InputKind,
+    /// Whether the edge lies inside a loop.
+    pub inside: bool,
+    /// Where its records are set aside.
+    pub backlog: Backlog<T>,
+    /// Whether it is late and cannot be logged: part of what was set aside is on disk, perhaps with
+    /// its barrier.
+    pub unlogged: bool,
+}
+
+/// What an inbox is told about its task.
+pub struct Setting {
+    /// The operator at the head of the task; for a loop its entrance.
+    pub operator: String,
+    /// Last captured snapshot.
+    pub captured: SnapshotId,
+    /// What is in flight in the loop that the task is part of.
+    pub flight: Option<Arc<Flight>>,
+    /// How snapshots are aligned.
+    pub mode: Mode,
+    /// Whether blocked inputs are set aside.
+    pub spill: bool,
+    /// What a back-edge may hold, in words.
+    pub loop_limit: String,
+    /// Bytes in back-edges above which nothing more is let into the loop.
+    pub loop_bytes_max: usize,
+}
+
+/// What an inbox did besides handing on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// What it moved to disk and back.
+    pub spilled: Spilled,
+    /// Records it copied to logs.
+    pub logged_records: u64,
+}
+
+impl AddAssign for Measured {
+    fn add_assign(&mut self, other: Self) {
+        self.spilled += other.spilled;
+        self.logged_records += other.logged_records;
+    }
+}
+
+/// A snapshot that has been announced, and since when it is waited for (ns; `None`: not looked at).
+struct Awaited {
+    snapshot: SnapshotId,
+    since_ns: Option<u64>,
+}
+
+/// The inputs of one task, all of one record type.
+pub struct Inbox<T: Record> {
+    inputs: Vec<Input<T>>,
+    aligner: Aligner,
+    log: Log<T>,
+    setting: Setting,
+    has_back_edges: bool,
+    /// The input to look at first.
+    turn: usize,
+    /// Records to take from one input before looking at the next.
+    records_max: usize,
+    /// When the last pull began that found something, ns.
+    busy_since_ns: Option<u64>,
+    /// Snapshots under way, of a timed alignment: at most as many as may be pending.
+    awaited: VecDeque<Awaited>,
+    /// A trigger that came while the stage was full.
+    due: Option<SnapshotId>,
+    /// A timed capture waits for this snapshot: the log of one before it was too long.
+    blocking_until: SnapshotId,
+    /// Records taken from inside the loop whose effects may not all be sent yet.
+    unsettled: usize,
+    /// Whether every regular input of the loop's entrance has ended.
+    ending: bool,
+}
+
+impl<T: Record> Inbox<T> {
+    /// Reads `inputs`; late ones are logged in `log`.
+    #[must_use]
+    pub fn new(inputs: Vec<Input<T>>, log: Log<T>, setting: Setting) -> Self {
+        let kinds: Vec<_> = inputs.iter().map(|input| input.kind).collect();
+        let mut aligner = Aligner::new(&kinds, setting.captured);
+        aligner.hold(setting.mode == Mode::Synchronous && kinds.contains(&InputKind::BackEdge));
+        Self {
+            inputs,
+            aligner,
+            log,
+            blocking_until: setting.captured,
+            setting,
+            turn: 0,
+            records_max: INPUT_RECORDS_MAX,
+            busy_since_ns: None,
+            awaited: VecDeque::new(),
+            due: None,
+            has_back_edges: kinds.contains(&InputKind::BackEdge),
+            unsettled: 0,
+            ending: false,
+        }
+    }
+
+    /// Reads `rings` of a graph without loops, and sets nothing aside.
+    #[must_use]
+    pub fn acyclic(rings: Vec<Consumer<T>>, captured: SnapshotId) -> Self {
+        let log = Log::new((0, 1), rings.iter().map(|_| None).collect());
+        let (kind, inside, unlogged) = (InputKind::Regular, false, false);
+        let limits = Limits { memory_bytes: 0, disk_bytes: 0 };
+        let input = |ring| {
+            let backlog = Backlog::new(limits, None);
+            Input { ring, kind, inside, backlog, unlogged }
+        };
+        let setting = Setting {
+            operator: String::new(),
+            captured,
+            flight: None,
+            mode: Mode::Abs,
+            spill: false,
+            loop_limit: String::new(),
+            loop_bytes_max: 0,
+        };
+        Self::new(rings.into_iter().map(input).collect(), log, setting)
+    }
+
+    /// The log, as a part of the task's state.
+    pub fn log(&mut self) -> &mut Log<T> {
+        &mut self.log
+    }
+
+    /// What was spilled and logged so far.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        let mut measured = Measured { logged_records: self.log.logged(), ..Measured::default() };
+        self.inputs.iter().for_each(|input| measured.spilled += input.backlog.measured());
+        measured
+    }
+
+    /// A snapshot is under way: its barrier will come. Starts the clock of a timed alignment.
+    pub fn announce(&mut self, snapshot: SnapshotId) {
+        if matches!(self.setting.mode, Mode::Unaligned { .. }) && snapshot > self.aligner.captured()
+        {
+            self.awaited.push_back(Awaited { snapshot, since_ns: None });
+        }
+    }
+
+    /// The restored log counts as in flight. Called once, after the restore.
+    pub fn start(&mut self) {
+        if let Some(flight) = &self.setting.flight {
+            flight.sent(self.log.restored());
+        }
+    }
+
+    /// Looks at each input once and gives what it may to `stage`. `Some` time: a timed alignment is
+    /// overdue then.
+    ///
+    /// # Errors
+    /// The stage's; a disk's; a loop that outgrows its bounds.
+    pub fn pull(&mut self, now_ns: u64, stage: &mut dyn Stage<T>) -> Result<(Pulled, Option<u64>)> {
+        self.keep_rounds_short(now_ns);
+        if let Some(snapshot) = self.due.take() {
+            return Ok((Pulled::Barrier(snapshot), None));
+        }
+        if let Some(pulled) = self.replay(stage)? {
+            return Ok((pulled, None));
+        }
+        let overdue_at_ns = self.watch(now_ns);
+        if self.is_overdue(now_ns)
+            && let Some(snapshot) = self.expire()
+        {
+            return Ok((Pulled::Barrier(snapshot), None));
+        }
+        if self.has_back_edges
+            && let Some(pulled) = self.watch_loop()
+        {
+            return Ok((pulled, None));
+        }
+        let pulled = self.read_each(stage)?;
+        self.busy_since_ns = (pulled == Pulled::Worked).then_some(now_ns);
+        Ok((pulled, overdue_at_ns))
+    }
+
+    /// When the announced snapshot is overdue, if it is not yet, ns.
+    fn watch(&mut self, now_ns: u64) -> Option<u64> {
+        let Mode::Unaligned { after } = self.setting.mode else { return None };
+        let awaited = self.awaited.front_mut()?;
+        let overdue_at_ns = *awaited.since_ns.get_or_insert(now_ns) + after.as_nanos() as u64;
+        (now_ns < overdue_at_ns).then_some(overdue_at_ns)
+    }
+
+    fn is_overdue(&self, now_ns: u64) -> bool {
+        let Mode::Unaligned { after } = self.setting.mode else { return false };
+        let since_ns = self.awaited.front().and_then(|awaited| awaited.since_ns);
+        since_ns.is_some_and(|since_ns| now_ns >= since_ns + after.as_nanos() as u64)
+    }
+
+    /// Alignment takes too long: captures without the inputs that are late, if they can be logged.
+    fn expire(&mut self) -> Option<SnapshotId> {
+        let snapshot = self.awaited.front()?.snapshot;
+        // What a blocked input has set aside is behind its barrier: it is not to be logged.
+        let mut inputs = self.inputs.iter().enumerate();
+        let in_memory =
+            inputs.all(|(i, input)| self.aligner.is_blocked(i) || input.backlog.is_in_memory());
+        if snapshot <= self.blocking_until || !in_memory {
+            return None;
+        }
+        let captured = self.aligner.expire(snapshot)?;
+        self.begin_log(captured);
+        Some(captured)
+    }
+
+    /// The entrance of a loop: whether the loop is empty, where that matters.
+    fn watch_loop(&mut self) -> Option<Pulled> {
+        let flight = self.setting.flight.as_ref()?;
+        if self.ending && flight.is_over() {
+            self.ending = false;
+            return Some(Pulled::Ended);
+        }
+        if self.setting.mode != Mode::Synchronous {
+            return None;
+        }
+        let rounds = self.aligner.captured().next().0 - self.setting.captured.0;
+        let snapshot = flight.is_quiet(rounds).then(|| self.aligner.release())??;
+        self.begin_log(snapshot);
+        Some(Pulled::Barrier(snapshot))
+    }
+
+    /// Whether so much goes round that nothing more is to enter. A blocked back-edge does not count:
+    /// what unblocks it comes in by the regular inputs.
+    fn is_loop_full(&self) -> bool {
+        let mut inputs = self.inputs.iter().enumerate();
+        self.has_back_edges
+            && inputs.any(|(index, Input { kind, backlog, .. })| {
+                let much = backlog.memory_bytes() > self.setting.loop_bytes_max;
+                *kind == InputKind::BackEdge
+                    && !self.aligner.is_blocked(index)
+                    && (much || !backlog.is_in_memory())
+            })
+    }
+
+    /// Takes fewer records at once if a round of the worker's tasks takes long: an operator that is
+    /// slow per record must not keep the others, or a barrier, waiting for thousands of its own.
+    fn keep_rounds_short(&mut self, now_ns: u64) {
+        let Some(since_ns) = self.busy_since_ns else { return };
+        let took_ns = now_ns.saturating_sub(since_ns);
+        if took_ns > ROUND_NS_MAX {
+            self.records_max = (self.records_max / 2).max(1);
+        } else if took_ns < ROUND_NS_MAX / 2 && self.records_max < INPUT_RECORDS_MAX {
+            self.records_max *= 2;
+        }
+    }
+
+    /// Handles the restored log, before any input.
+    fn replay(&mut self, stage: &mut dyn Stage<T>) -> Result<Option<Pulled>> {
+        let Some(replay) = self.log.replay() else { return Ok(None) };
+        let (taken, flow) = replay.lend(|batch| handle(batch, stage));
+        Ok(Some(self.handled(taken, true, flow?)))
+    }
+
+    fn read_each(&mut self, stage: &mut dyn Stage<T>) -> Result<Pulled> {
+        let mut worked = false;
+        let entrance_closed = self.is_loop_full();
+        for _ in 0..self.inputs.len() {
+            let input = self.turn;
+            self.turn = if input + 1 == self.inputs.len() { 0 } else { input + 1 };
+            if self.aligner.is_blocked(input) {
+                worked |= self.set_aside_if_needed(input)?;
+                continue;
+            }
+            if self.aligner.is_late(input) {
+                worked |= self.take_in(input)?;
+                if let Some(snapshot) = self.due.take() {
+                    return Ok(Pulled::Barrier(snapshot));
+                }
+            }
+            if entrance_closed && self.inputs[input].kind == InputKind::Regular {
+                continue;
+            }
+            match self.read(input, stage)? {
+                Pulled::Nothing => {}
+                Pulled::Worked => worked = true,
+                pulled => return Ok(pulled),
+            }
+        }
+        Ok(if worked { Pulled::Worked } else { Pulled::Nothing })
+    }
+
+    /// Handles what `input` has next: what was set aside, or what is in its ring.
+    fn read(&mut self, input: usize, stage: &mut dyn Stage<T>) -> Result<Pulled> {
+        let Input { ring, backlog, inside, .. } = &mut self.inputs[input];
+        let inside = *inside;
+        if !backlog.is_empty() {
+            return self.read_backlog(input, stage);
+        }
+        if self.aligner.is_late(input) {
+            return Ok(Pulled::Nothing); // what its ring has is to be logged first
+        }
+        let control = match ring.poll(self.records_max) {
+            Polled::Empty | Polled::Closed => return Ok(Pulled::Nothing),
+            Polled::Records(mut records) => {
+                let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                assert_eq!(verdict, Verdict::Process, "input {input} is neither blocked nor late");
+                Err(handle(&mut records, stage))
+            }
+            Polled::Control(control) => Ok(control),
+        };
+        match control {
+            Ok(control) => Ok(self.control(input, control)),
+            Err((taken, flow)) => Ok(self.handled(taken, inside, flow?)),
+        }
+    }
+
+    fn read_backlog(&mut self, input: usize, stage: &mut dyn Stage<T>) -> Result<Pulled> {
+        let records_max = self.records_max;
+        let Input { backlog, inside, .. } = &mut self.inputs[input];
+        let moved = backlog.poll()?;
+        match backlog.front() {
+            Front::Empty | Front::Waiting => {
+                Ok(if moved { Pulled::Worked } else { Pulled::Nothing })
+            }
+            Front::Control(control) => {
+                backlog.pop_control();
+                Ok(self.control(input, control))
+            }
+            Front::Records => {
+                let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                // Of a late input, what was set aside is in the log already.
+                assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");
+                let (taken, flow) = backlog.lend(records_max, |batch| handle(batch, stage));
+                let inside = *inside;
+                Ok(self.handled(taken, inside, flow?))
+            }
+        }
+    }
+
+    /// The stage has taken `taken` records.
+    fn handled(&mut self, taken: usize, inside: bool, flow: Flow) -> Pulled {
+        if inside && self.setting.flight.is_some() {
+            self.unsettled += taken;
+        }
+        match flow {
+            Flow::Full if taken == 0 => Pulled::Stuck,
+            Flow::Full => Pulled::Full,
+            Flow::Done => {
+                self.settle();
+                Pulled::Worked
+            }
+        }
+    }
+
+    /// The stage owes nothing: what was taken has been sent on.
+    #[inline]
+    pub fn settle(&mut self) {
+        if self.unsettled > 0
+            && let Some(flight) = &self.setting.flight
+        {
+            flight.handled(std::mem::take(&mut self.unsettled));
+        }
+    }
+
+    /// `input` has come to a mark. The stage owes nothing now: otherwise nothing would be read.
+    fn control(&mut self, input: usize, control: Control) -> Pulled {
+        let verdict = admit(&mut self.aligner, input, Arrival::Control(control));
+        if !self.inputs[input].inside
+            && let Some(flight) = &self.setting.flight
+        {
+            match control {
+                Control::End => flight.entry_ended(),
+                Control::Barrier(_) => flight.entry_at_barrier(),
+            }
+        }
+        match verdict {
+            Verdict::Capture(snapshot) => {
+                self.begin_log(snapshot);
+                Pulled::Barrier(snapshot)
+            }
+            Verdict::Sealed(_) => {
+                self.seal();
+                Pulled::Worked
+            }
+            Verdict::AllEnded if self.has_back_edges => {
+                self.ending = true;
+                Pulled::Worked
+            }
+            Verdict::AllEnded => Pulled::Ended,
+            Verdict::Noted => Pulled::Worked,
+            Verdict::Process | Verdict::Log(_) | Verdict::Block => {
+                unreachable!("{control:?} of input {input}: {verdict:?}")
+            }
+        }
+    }
+
+    /// The trigger has come: what late inputs have had set aside is in transit.
+    fn begin_log(&mut self, snapshot: SnapshotId) {
+        self.awaited.retain(|awaited| awaited.snapshot > snapshot);
+        self.seal(); // a trigger means that the snapshot before is sealed
+        if !self.aligner.is_logging() {
+            return;
+        }
+        self.log.begin(snapshot);
+        for input in 0..self.inputs.len() {
+            if !self.aligner.is_late(input) {
+                continue;
+            }
+            let Input { backlog, unlogged, .. } = &mut self.inputs[input];
+            *unlogged = !backlog.is_in_memory();
+            if *unlogged {
+                self.log.fail("too much is in transit: part of it is on disk".into());
+            } else {
+                let log = &mut self.log;
+                if backlog.before(snapshot, &mut |records| log.append(input, records)) {
+                    backlog.remove_barrier(snapshot);
+                    let barrier = Arrival::Control(Control::Barrier(snapshot));
+                    if let Verdict::Sealed(_) = admit(&mut self.aligner, input, barrier) {
+                        self.seal();
+                    }
+                }
+            }
+        }
+    }
+
+    fn seal(&mut self) {
+        if !self.log.seal() {
+            // Too much was in transit for a timed capture: let the next one wait for alignment.
+            self.blocking_until = self.aligner.captured().next();
+        }
+    }
+
+    /// Sets aside what the ring of `input` has; of a late input also into the log, up to its
+    /// barrier. Whether anything moved. A trigger that comes of it is noted as due.
+    fn take_in(&mut self, input: usize) -> Result<bool> {
+        let mut moved = self.inputs[input].backlog.poll()?;
+        let mut left = INPUT_RECORDS_MAX;
+        let mut full = false;
+        while left > 0 {
+            let late = self.aligner.is_late(input) && !self.inputs[input].unlogged;
+            let Input { ring, backlog, .. } = &mut self.inputs[input];
+            let control = match ring.poll(left) {
+                Polled::Empty | Polled::Closed => break,
+                Polled::Records(mut records) => {
+                    let room = backlog.room().min(records.len());
+                    if room == 0 {
+                        full = true;
+                        break;
+                    }
+                    if late {
+                        let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                        assert!(matches!(verdict, Verdict::Log(_)), "late input: {verdict:?}");
+                        self.log.append(input, &records.as_slice()[..room]);
+                    }
+                    let taken = backlog.push(&mut records);
+                    assert_eq!(taken, room, "a backlog takes what it has room for");
+                    left -= taken;
+                    None
+                }
+                Polled::Control(control @ Control::Barrier(_)) if late => Some(control),
+                Polled::Control(control) => {
+                    backlog.push_control(control);
+                    None
+                }
+            };
+            if let Some(barrier) = control
+                && let Pulled::Barrier(snapshot) = self.control(input, barrier)
+            {
+                self.due = Some(snapshot);
+                return Ok(true);
+            }
+            moved = true;
+        }
+        if full {
+            self.check_outgrown(input)?;
+        }
+        Ok(moved)
+    }
+
+    /// The backlog of `input` has no room.
+    fn check_outgrown(&self, input: usize) -> Result<()> {
+        let Input { kind, backlog, .. } = &self.inputs[input];
+        if *kind == InputKind::Regular || !backlog.is_exhausted() {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what: format!("what goes round in loop '{}'", self.setting.operator),
+            limit: self.setting.loop_limit.clone(),
+            remedy: "the loop makes more records than it lets out; mend its body, or give it more \
+                     memory or disk to spill to"
+                .into(),
+        })
+    }
+
+    fn set_aside_if_needed(&mut self, input: usize) -> Result<bool> {
+        let Input { ring, kind, .. } = &self.inputs[input];
+        let may = self.setting.spill || *kind == InputKind::BackEdge;
+        if may && ring.len() >= ring.capacity().div_ceil(2) {
+            return self.take_in(input);
+        }
+        Ok(false)
+    }
+
+    /// The stage is full. Empties the rings that must not fill up meanwhile. Whether anything moved.
+    ///
+    /// # Errors
+    /// A disk's; a loop that outgrows its bounds.
+    pub fn relieve(&mut self, now_ns: u64) -> Result<bool> {
+        let overdue = self.is_overdue(now_ns);
+        let mut worked = false;
+        for input in 0..self.inputs.len() {
+            let back_edge = self.inputs[input].kind == InputKind::BackEdge;
+            if overdue || back_edge || self.aligner.is_late(input) {
+                worked |= self.take_in(input)?;
+            } else if self.aligner.is_blocked(input) {
+                worked |= self.set_aside_if_needed(input)?;
+            }
+        }
+        Ok(worked)
+    }
+}
+
+/// Lets `stage` take from `batch`; how many it took, and how that went.
+fn handle<T>(batch: &mut Batch<'_, T>, stage: &mut dyn Stage<T>) -> (usize, Result<Flow>) {
+    let before = batch.len();
+    let flow = stage.process(batch);
+    (before - batch.len(), flow)
+}
+
+/// A sender that breaks the protocol is a defect of tidegate: it stops the task with a panic, which
+/// the worker reports, rather than letting a wrong snapshot pass.
+fn admit(aligner: &mut Aligner, input: usize, arrival: Arrival) -> Verdict {
+    aligner.admit(input, arrival).unwrap_or_else(|error| panic!("barrier protocol: {error}"))
+}
