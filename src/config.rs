@@ -24,10 +24,10 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 pub const SNAPSHOTS_PENDING_MAX: usize = 2;
 /// Bytes of captured state a worker writes out between two rounds of its tasks.
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
-/// Most slots of one ring, in records. Rings are allocated whole, one per pair of tasks and edge.
-pub const RING_SLOTS_MAX: usize = 1 << 20;
 /// How soon a worker that waits for the disk looks again, ns.
 pub const DISK_POLL_NS: u64 = 50_000;
+/// Most slots of one ring, in records. Rings are allocated whole, one per pair of tasks and edge.
+pub const RING_SLOTS_MAX: usize = 1 << 20;
 /// Longest line a text source accepts, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// Output a console sink may hold back until its snapshot is complete, in bytes.

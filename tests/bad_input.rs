@@ -1,6 +1,7 @@
 //! Bad input: for each, one clear message that names the thing and the way out, and an exit code.
 
 mod common;
+#[allow(dead_code, reason = "this file uses a part of it")]
 #[path = "common/command.rs"]
 mod command;
 
@@ -124,6 +125,34 @@ fn a_line_longer_than_the_limit_is_named_with_its_place() {
 }
 
 #[test]
+fn an_edge_list_that_is_missing_empty_or_a_directory_is_named() {
+    let place = Place::with_text("");
+    let path = |name: &str| place.path(name).display().to_string();
+    place.iterate(&["--input", "@none"]).refused(1, &[&path("none"), "No such file"]);
+    place.iterate(&[]).refused(1, &[&path("text"), "is empty"]);
+    place.iterate(&["--input", "@"]).refused(1, &[&path(""), "is a directory"]);
+}
+
+#[test]
+fn a_line_that_is_no_edge_is_named_with_its_number_wherever_it_stands() {
+    // Long enough for several splits, which are read side by side.
+    let edges = "10000001 20000002\n".repeat(20_000);
+    for (bad, before) in [("1", 0), ("1 2 3", 3), ("one two", 19_999), ("-1 2", 20_000)] {
+        let at = before * "10000001 20000002\n".len();
+        for end in ["\n", ""] {
+            let text =
+                [&edges[..at], bad, end, if end == "\n" { &edges[at..] } else { "" }].concat();
+            let place = Place::with_text(text);
+            let path = place.path("text").display().to_string();
+            let line = format!("line {}: '{bad}'", before + 1);
+            for more in [&["--parallelism", "2"][..], &["--snapshots", "@s"]] {
+                place.iterate(more).refused(1, &[&path, &line, "no edge", "for example"]);
+            }
+        }
+    }
+}
+
+#[test]
 fn an_interval_below_a_millisecond_is_a_usage_error() {
     let place = Place::with_text("a");
     for interval in ["999us", "0", "0.5ms"] {
@@ -171,6 +200,19 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     tidegate(&["bench", "paper", "--ring-slots", "1000"])
         .refused(2, &["ring slots", "power of two"]);
     tidegate(&["bench", "paper", "--snapshots", "x"]).refused(2, &["--mode abs"]);
+    for command in [&["bench", "paper"][..], &["word-count"], &["iterate", "--mode", "sync"]] {
+        let ran = tidegate(&[command, &["--align-timeout", "5ms"]].concat());
+        ran.refused(2, &["--align-timeout", "--mode unaligned"]);
+    }
+    place.count(&["--mode", "none"]).refused(2, &["--mode", "abs", "sync", "unaligned"]);
+    place.count(&["--align-timeout", "5"]).refused(2, &["--align-timeout", "10ms"]);
+    let same = ["--snapshots", "@d", "--spill", "@d"];
+    place.iterate(&same).refused(2, &["--snapshots and --spill"]);
+    place.iterate(&["--output", "@d", "--spill", "@d"]).refused(2, &["--output and --spill"]);
+    place.iterate(&["--seed", "1"]).refused(2, &["--input", "--seed"]);
+    tidegate(&["iterate", "--vertices", "0"]).refused(2, &["--vertices"]);
+    tidegate(&["iterate", "--json"]).refused(2, &["--json", "--output DIR"]);
+    assert!(!place.path("d").exists(), "nothing is made for a command that was refused");
 }
 
 #[test]

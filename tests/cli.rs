@@ -4,11 +4,16 @@ mod common;
 #[path = "common/command.rs"]
 mod command;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 
-use command::{Place, Ran, assert_final, assert_updates, contents, start, tidegate, until};
+use command::{
+    Place, Ran, assert_components, assert_final, assert_updates, component_lines, contents, start,
+    tidegate, until, whole_lines,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tidegate::workload::edges::Edges;
 
 fn json(ran: &Ran) -> Value {
     serde_json::from_slice(&ran.stdout).expect("one JSON value on standard output")
@@ -204,6 +209,142 @@ fn bench_paper_checks_its_answer_and_prints_the_numbers() {
 }
 
 #[test]
+fn the_paper_workload_is_right_in_every_mode_and_says_which() {
+    for mode in [&["none"][..], &["abs"], &["sync"], &["unaligned", "--align-timeout", "1ms"]] {
+        let more = ["bench", "paper", "--records", "20000", "--keys", "50", "--parallelism", "2"];
+        let mode_given = ["--json", "--interval", "2ms", "--spill", "off", "--mode"];
+        let numbers = json(&tidegate(&[&more[..], &mode_given, mode].concat()).succeeded());
+        assert_eq!(numbers["mode"], mode[0]);
+        assert_eq!(numbers["checksum"], numbers["expected_checksum"]);
+        assert_eq!(numbers["snapshots_completed"] == 0, mode[0] == "none", "{numbers}");
+    }
+}
+
+#[test]
+fn components_equal_union_find_in_every_mode_on_one_worker_and_on_two() {
+    let place = Place::of_edges(2000);
+    assert_components(&place.iterate(&[]).succeeded().stdout, &place.text);
+    let modes: [(&str, &[&str]); 4] = [
+        ("abs", &[]),
+        ("sync", &["--spill", "off"]),
+        ("unaligned", &["--spill", "@elsewhere"]),
+        ("unaligned", &["--align-timeout", "0"]),
+    ];
+    for (index, (mode, settings)) in modes.into_iter().enumerate() {
+        for parallelism in ["1", "2"] {
+            let (out, snapshots) =
+                (format!("@o{index}{parallelism}"), format!("@s{index}{parallelism}"));
+            let more = ["--mode", mode, "--parallelism", parallelism, "--interval", "1ms"];
+            let places = ["--output", &out, "--snapshots", &snapshots];
+            place.iterate(&[&more[..], &places, settings].concat()).succeeded();
+            assert_components(&place.committed(&out[1..]), &place.text);
+        }
+    }
+}
+
+#[test]
+fn component_updates_come_once_each_and_fall_to_the_component() {
+    let place = Place::of_edges(500);
+    let more = ["--emit", "updates", "--parallelism", "2", "--output", "@out", "--snapshots", "@s"];
+    place.iterate(&more).succeeded();
+    let lines = whole_lines(&place.committed("out"));
+    let unique: BTreeSet<_> = lines.iter().cloned().collect();
+    assert_eq!(unique.len(), lines.len(), "an update came twice");
+    let mut last = BTreeMap::new();
+    for line in &lines {
+        let text = std::str::from_utf8(line).expect("text");
+        let (vertex, label) = text.split_once('\t').expect("vertex, tab, component");
+        let (vertex, label): (u64, u64) = (vertex.parse().unwrap(), label.parse().unwrap());
+        let lowest = last.entry(vertex).or_insert(label);
+        *lowest = label.min(*lowest);
+    }
+    let expected = component_lines(&place.text).into_iter().map(|line| {
+        let numbers: Vec<u64> =
+            String::from_utf8(line).unwrap().split('\t').map(|n| n.parse().unwrap()).collect();
+        (numbers[0], numbers[1])
+    });
+    assert_eq!(last, expected.collect());
+}
+
+#[test]
+fn a_generated_graph_is_the_same_each_time_and_another_with_another_seed() {
+    let arguments = ["iterate", "--vertices", "300", "--edges", "200", "--parallelism", "1"];
+    let run = |more: &[&str]| tidegate(&[&arguments[..], more].concat()).succeeded().stdout;
+    let sorted = |output: Vec<u8>| whole_lines(&output).into_iter().collect::<BTreeSet<_>>();
+    let first = sorted(run(&[]));
+    let list = Edges { vertices: 300, seed: 1 };
+    let edges = |count| (0..count).map(|index| list.edge(index)).collect::<Vec<_>>();
+    let text = |count: u64| -> String {
+        edges(count).iter().map(|(one, other)| format!("{one} {other}\n")).collect()
+    };
+    assert_eq!(first, component_lines(text(200).as_bytes()));
+    assert_eq!(sorted(run(&["--mode", "sync"])), first);
+    assert_ne!(sorted(run(&["--seed", "2"])), first);
+    assert_components(&run(&["--limit", "50"]), text(50).as_bytes());
+    assert_components(&run(&["--limit", "0"]), b"");
+}
+
+#[test]
+fn an_edge_list_may_hold_comments_tabs_carriage_returns_and_no_last_line_end() {
+    let place = Place::with_text("# a b\n1 2\r\n\n\t3\t 4 \n#5 6\n4 1\n9 9");
+    let text = b"1 2\n3 4\n4 1\n9 9\n";
+    assert_components(&place.iterate(&[]).succeeded().stdout, text);
+    let only_comments = Place::with_text("# nothing\n\n");
+    assert!(only_comments.iterate(&[]).succeeded().stdout.is_empty());
+}
+
+#[test]
+fn a_loop_that_is_stopped_goes_on_and_once_complete_changes_nothing() {
+    let place = Place::of_edges(2000);
+    let more = ["--output", "@out", "--snapshots", "@s", "--interval", "2ms"];
+    let slow = [&more[..], &["--rate", "3000", "--parallelism", "2"]].concat();
+    let mut child = start(&place.arguments_of("iterate", &slow));
+    let has_manifest =
+        || contents(&place.path("s")).into_keys().any(|name| name.ends_with(".manifest"));
+    until(&mut child, has_manifest);
+    signal(&child, Signal::TERM);
+    let stopped = Ran::after(child).succeeded();
+    assert!(stopped.stderr.contains("; run the same command again"), "{}", stopped.stderr);
+    let ended = json(&place.iterate(&[&more[..], &["--json"]].concat()).succeeded());
+    assert_eq!(ended["end"], "complete");
+    assert!(ended["restored"].is_u64() && ended["edges"].is_u64(), "{ended}");
+    assert!(ended["edges_per_second"].as_f64() > Some(0.0), "{ended}");
+    let output = contents(&place.path("out"));
+    assert_components(&place.committed("out"), &place.text);
+    let again = place.iterate(&more).succeeded();
+    assert!(again.stderr.contains("already complete: nothing to do"), "{}", again.stderr);
+    assert_eq!(contents(&place.path("out")), output);
+}
+
+#[test]
+fn help_names_every_argument_of_iterate_and_what_a_line_is() {
+    for help in [&["iterate", "--help"][..], &["help", "iterate"]] {
+        let help = String::from_utf8(tidegate(help).succeeded().stdout).expect("text");
+        for argument in [
+            "--input <FILE>",
+            "--vertices <N>",
+            "--edges <N>",
+            "--seed <SEED>",
+            "--emit <final|updates>",
+            "--output <DIR>",
+            "--snapshots <DIR>",
+            "--interval <DURATION>",
+            "--mode <abs|sync|unaligned>",
+            "--align-timeout <DURATION>",
+            "--spill <DIR|off>",
+            "--parallelism <N>",
+            "--rate <EDGES>",
+            "--limit <EDGES>",
+            "--json",
+            "vertex, component",
+            "Run the same command again",
+        ] {
+            assert!(help.contains(argument), "no '{argument}' in: {help}");
+        }
+    }
+}
+
+#[test]
 fn snapshots_are_listed_shown_and_verified() {
     let place = Place::new(300);
     place.count(&["--snapshots", "@s", "--output", "@out"]).succeeded();
@@ -231,6 +372,13 @@ fn the_plan_is_printed_as_text_and_as_dot() {
     assert!(text.starts_with("job paper: 2 workers, 4 chains, 8 tasks, 12 rings"), "{text}");
     let dot = tidegate(&["graph", "word-count", "--parallelism", "128", "--dot"]).succeeded();
     assert!(dot.stdout.starts_with(b"digraph \"word-count\" {"));
+    let text = tidegate(&["graph", "iterate", "--parallelism", "2"]).succeeded().stdout;
+    let text = String::from_utf8(text).expect("text");
+    let back_edge =
+        |line: &&str| line.contains("route -> propagate") && line.ends_with("back-edge");
+    assert_eq!(text.lines().filter(back_edge).count(), 1, "{text}");
+    let dot = tidegate(&["graph", "iterate", "--dot"]).succeeded().stdout;
+    assert!(String::from_utf8(dot).expect("text").contains("style=dashed"));
 }
 
 #[test]
@@ -239,6 +387,7 @@ fn doctor_and_completions_print_something_of_use() {
     assert!(checks.as_array().is_some_and(|checks| checks.len() > 5), "{checks}");
     for shell in ["bash", "zsh", "fish"] {
         let script = tidegate(&["completions", shell]).succeeded().stdout;
-        assert!(String::from_utf8(script).expect("text").contains("word-count"));
+        let script = String::from_utf8(script).expect("text");
+        assert!(script.contains("word-count") && script.contains("iterate"), "{shell}");
     }
 }

@@ -1,29 +1,31 @@
-//! `kill -9` at random moments: the program started again goes on to exactly the right counts.
+//! `kill -9` at random moments: the program started again goes on to exactly the right results.
 //!
-//! A campaign is one job, killed and started again until it is complete: final counts or updates, on
-//! one worker and on two by turns, with files rolled at every snapshot or now and then, at intervals
-//! of 1 to 20 ms. After every kill the output directory holds whole, committed lines only, each at
-//! most once, and everything that was visible before. At the end it equals the oracle.
+//! A campaign is one job, killed and started again until it is complete: word count, final counts or
+//! updates, or the components of a graph, found by a loop; on one worker and on two by turns, with files
+//! rolled at every snapshot or now and then, at intervals of 1 to 20 ms, the loop with all three kinds
+//! of snapshots. After every kill the output directory holds whole, committed lines only, each at most
+//! once, and everything that was visible before. At the end it equals the oracle.
 //!
-//! `TIDEGATE_KILL_CYCLES` sets how many kills, `TIDEGATE_SEED` the delays and settings.
+//! `TIDEGATE_KILL_CYCLES` sets how many kills of each job, `TIDEGATE_SEED` the delays and settings.
 
 mod common;
 #[allow(dead_code, reason = "this file uses a part of it")]
 #[path = "common/command.rs"]
 mod command;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::Child;
 use std::thread::park_timeout;
 use std::time::Duration;
 
-use command::{Place, Ran, assert_final, assert_updates, lines_of, start};
+use command::{Place, Ran, component_lines, start, tidegate, whole_lines};
 use common::count_words;
 use common::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use tidegate::clock;
 
 const CYCLES: u64 = 40;
+/// Of text, or edges.
 const LINES: u64 = 3_000;
 /// Kills of one campaign at the paced rate; then it runs at full speed, so that some hit its end.
 const PACED: u64 = 7;
@@ -32,71 +34,86 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |value| value.parse().expect("a number"))
 }
 
+type Line = Vec<u8>;
+
 struct Campaign {
     place: Place,
-    counts: BTreeMap<Vec<u8>, u64>,
-    updates: bool,
-    roll: &'static str,
-    seen: BTreeSet<(Vec<u8>, u64)>,
+    /// The command, and what of its arguments does not change from life to life.
+    settings: Vec<&'static str>,
+    modes: &'static [&'static [&'static str]],
+    /// All lines of the output, once it is complete.
+    expected: BTreeSet<Line>,
+    seen: BTreeSet<Line>,
     story: String,
 }
 
+/// Makes a campaign from its number and story.
+type Make = fn(u64, String) -> Campaign;
+
 impl Campaign {
-    fn new(number: u64, story: String) -> Self {
+    /// Counts words. Four of them are every pair of emission and roll.
+    fn word_count(number: u64, story: String) -> Self {
         let place = Place::new(LINES);
-        let counts = count_words(&place.text);
         let updates = number.is_multiple_of(2);
+        let counts = count_words(&place.text).into_iter();
+        let lines = |(word, count): (Line, u64)| {
+            let counts = if updates { 1..=count } else { count..=count };
+            counts.map(move |count| [&word[..], b"\t", count.to_string().as_bytes()].concat())
+        };
+        let expected = counts.flat_map(lines).collect();
+        let emit = if updates { "updates" } else { "final" };
         let roll = if number % 4 < 2 { "0" } else { "50ms" };
-        Self { place, counts, updates, roll, seen: BTreeSet::new(), story }
+        let settings = vec!["word-count", "--emit", emit, "--roll", roll];
+        Self { place, settings, modes: &[&[]], expected, seen: BTreeSet::new(), story }
+    }
+
+    /// Finds components.
+    fn iterate(number: u64, story: String) -> Self {
+        let place = Place::of_edges(LINES);
+        let expected = component_lines(&place.text);
+        let settings =
+            vec!["iterate", "--roll", if number.is_multiple_of(2) { "0" } else { "50ms" }];
+        let modes: &[&[&str]] =
+            &[&[], &["--mode", "unaligned", "--align-timeout", "1ms"], &["--mode", "sync"]];
+        Self { place, settings, modes, expected, seen: BTreeSet::new(), story }
+    }
+
+    fn with(&self, more: &[&str]) -> Vec<String> {
+        let more = [&self.settings[1..], &["--output", "@out", "--snapshots", "@snapshots"], more];
+        self.place.arguments_of(self.settings[0], &more.concat())
     }
 
     fn arguments(&self, life: u64, random: &mut Random) -> Vec<String> {
         let interval = format!("{}ms", 1 + random.below(20));
         let parallelism = (1 + life % 2).to_string();
-        let emit = if self.updates { "updates" } else { "final" };
-        let mut arguments = vec!["--emit", emit, "--output", "@out", "--snapshots", "@snapshots"];
-        arguments.extend(["--interval", &interval, "--roll", self.roll]);
-        arguments.extend(["--parallelism", &parallelism]);
+        let mut arguments = vec!["--interval", &interval, "--parallelism", &parallelism];
+        arguments.extend(random.pick(self.modes));
         if life < PACED {
             arguments.extend(["--rate", "4000"]);
         }
-        self.place.arguments(&arguments)
+        self.with(&arguments)
     }
 
     /// What a reader sees now: only what belongs there, once, and all that was there before.
     fn check(&mut self) {
-        let lines = lines_of(&self.place.committed("out"));
-        let found: BTreeSet<_> = lines.iter().cloned().collect();
-        assert_eq!(found.len(), lines.len(), "a line came twice; {}", self.story);
-        for (word, count) in &found {
-            let known = self.counts.get(word).copied().unwrap_or_default();
-            let allowed = if self.updates { 1..=known } else { known..=known };
-            assert!(allowed.contains(count), "{word:?} has {known}, not {count}; {}", self.story);
-        }
-        let gone = self.seen.difference(&found).next();
-        assert!(gone.is_none(), "{gone:?} was visible and is gone; {}", self.story);
+        let lines = whole_lines(&self.place.committed("out"));
+        let count = lines.len();
+        let found: BTreeSet<_> = lines.into_iter().collect();
+        assert_eq!(found.len(), count, "a line came twice; {}", self.story);
+        let text = |line: &Line| String::from_utf8_lossy(line).into_owned();
+        let strange = found.difference(&self.expected).next().map(text);
+        assert_eq!(strange, None, "a line does not belong there; {}", self.story);
+        let gone = self.seen.difference(&found).next().map(text);
+        assert_eq!(gone, None, "a line was visible and is gone; {}", self.story);
         self.seen = found;
     }
 
     fn complete(&mut self) {
         self.check();
+        let missing = self.expected.difference(&self.seen).count();
+        assert_eq!(missing, 0, "lines are missing; {}", self.story);
         let committed = self.place.committed("out");
-        if self.updates {
-            assert_updates(&committed, &self.place.text);
-        } else {
-            assert_final(&committed, &self.place.text);
-        }
-        let ran = self.place.count(&[
-            "--emit",
-            if self.updates { "updates" } else { "final" },
-            "--output",
-            "@out",
-            "--snapshots",
-            "@snapshots",
-            "--roll",
-            self.roll,
-        ]);
-        ran.succeeded();
+        tidegate(&self.with(&[])).succeeded();
         assert_eq!(self.place.committed("out"), committed, "complete is complete; {}", self.story);
     }
 }
@@ -116,19 +133,18 @@ fn ended_within(child: &mut Child, time: Duration) -> bool {
     }
 }
 
-#[test]
-fn after_kill_9_at_random_moments_the_counts_are_exact_and_readers_saw_committed_lines_only() {
+/// Kills at least `cycles` times, in at least four campaigns.
+fn kill_and_restart(test: &str, make: Make) {
     let (cycles, seed) = (number("TIDEGATE_KILL_CYCLES", CYCLES), number("TIDEGATE_SEED", 1));
     let mut random = Random::new(seed);
     let (mut kills, mut campaigns) = (0, 0);
-    // Four campaigns are every pair of emission and roll.
     while kills < cycles || campaigns < 4 {
         let story = format!(
             "campaign {campaigns}; repeat: TIDEGATE_SEED={seed} TIDEGATE_KILL_CYCLES={cycles} \
-             cargo test --test kill"
+             cargo test --test kill {test}"
         );
         println!("{story}");
-        let mut campaign = Campaign::new(campaigns, story);
+        let mut campaign = make(campaigns, story);
         campaigns += 1;
         for life in 0.. {
             let mut child = start(&campaign.arguments(life, &mut random));
@@ -156,11 +172,23 @@ fn after_kill_9_at_random_moments_the_counts_are_exact_and_readers_saw_committed
 }
 
 #[test]
+fn after_kill_9_at_random_moments_the_counts_are_exact_and_readers_saw_committed_lines_only() {
+    kill_and_restart("counts", Campaign::word_count);
+}
+
+#[test]
+fn after_kill_9_at_random_moments_of_a_loop_components_and_degrees_are_exact() {
+    kill_and_restart("components", Campaign::iterate);
+}
+
+#[test]
 fn after_sigterm_at_random_moments_all_that_was_read_is_visible_and_the_rest_follows() {
     let seed = number("TIDEGATE_SEED", 1);
     let mut random = Random::new(seed);
-    for number in 0..2 {
-        let mut campaign = Campaign::new(number, format!("SIGTERM, seed {seed}"));
+    let makes: [(u64, Make); 3] =
+        [(0, Campaign::word_count), (1, Campaign::word_count), (0, Campaign::iterate)];
+    for (number, make) in makes {
+        let mut campaign = make(number, format!("SIGTERM, seed {seed}"));
         for life in 0..6 {
             let mut child = start(&campaign.arguments(life, &mut random));
             if ended_within(&mut child, Duration::from_millis(30 + random.below(120))) {

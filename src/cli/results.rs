@@ -185,7 +185,7 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// Runs `graph`, which reads `unit`, until it ends or `handle` stops it.
+    /// Runs `graph`, which reads `unit`, until its end or until `handle` stops it.
     pub fn run(&self, graph: &Graph, handle: Handle, unit: Unit) -> Result<(), Failure> {
         let show = Show {
             unit: unit.name(),

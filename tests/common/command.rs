@@ -1,6 +1,6 @@
 //! The program under test, and what it leaves behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,10 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 use tidegate::clock;
+use tidegate::workload::edges::Edges;
 use tidegate::workload::zipf::ZipfText;
 
-use crate::common::count_words;
+use crate::common::{count_words, graph};
 
 /// Longest wait for something a process has to do, ns.
 const PATIENCE_NS: u64 = 60_000_000_000;
@@ -102,6 +103,14 @@ impl Place {
         Self::with_text(text)
     }
 
+    /// With this many edges of a random graph between as many vertices, one per line.
+    pub fn of_edges(edges: u64) -> Self {
+        let list = Edges { vertices: edges, seed: 5 };
+        let line = |index| list.edge(index);
+        let lines = (0..edges).map(line).map(|(one, other)| format!("{one} {other}\n"));
+        Self::with_text(lines.collect::<String>())
+    }
+
     /// With this text.
     pub fn with_text(text: impl Into<Vec<u8>>) -> Self {
         let (directory, text) = (tempfile::tempdir().expect("a directory"), text.into());
@@ -115,7 +124,12 @@ impl Place {
 
     /// `tidegate word-count` over the text with `more`, in which `@name` is a path in this place.
     pub fn arguments(&self, more: &[&str]) -> Vec<String> {
-        let here = ["word-count", "--input", "@text", "--parallelism", "1"];
+        self.arguments_of("word-count", more)
+    }
+
+    /// The same for another command that reads the text.
+    pub fn arguments_of(&self, command: &str, more: &[&str]) -> Vec<String> {
+        let here = [command, "--input", "@text", "--parallelism", "1"];
         let has = |flag: &&str| more.contains(flag);
         let mut arguments = vec![here[0].to_string()];
         for pair in here[1..].chunks(2).filter(|pair| !has(&pair[0])) {
@@ -137,6 +151,11 @@ impl Place {
         tidegate(&self.arguments(more))
     }
 
+    /// Finds the components of the graph that the text is.
+    pub fn iterate(&self, more: &[&str]) -> Ran {
+        tidegate(&self.arguments_of("iterate", more))
+    }
+
     /// All lines that a reader of the output directory sees.
     pub fn committed(&self, name: &str) -> Vec<u8> {
         let files = contents(&self.path(name));
@@ -144,7 +163,7 @@ impl Place {
     }
 }
 
-/// Every file of a directory with its bytes. A running job may rename or remove one meanwhile: then it
+/// Every file of a directory (not what is in directories below it) with its bytes. A running job may rename or remove one meanwhile: then it
 /// is left out.
 pub fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -154,16 +173,44 @@ pub fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
             match std::fs::read(entry.path()) {
                 Ok(bytes) => Some((name, bytes)),
                 Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) if error.kind() == ErrorKind::IsADirectory => None,
                 Err(error) => panic!("{name}: {error}"),
             }
         })
         .collect()
 }
 
-/// Word and count of each line.
-pub fn lines_of(output: &[u8]) -> Vec<(Vec<u8>, u64)> {
+/// Vertex, component and degree of each vertex of the graph that `text` is, as lines in order.
+pub fn component_lines(text: &[u8]) -> BTreeSet<Vec<u8>> {
+    let text = std::str::from_utf8(text).expect("numbers");
+    let edges =
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
+            let mut ends = line.split_whitespace().map(|end| end.parse().expect("a number"));
+            (ends.next().expect("one end"), ends.next().expect("the other end"))
+        });
+    let line = |(vertex, (component, degree))| format!("{vertex}\t{component}\t{degree}").into();
+    graph::components(edges).into_iter().map(line).collect()
+}
+
+/// Each vertex of the graph that `text` is once, with its component and degree.
+#[track_caller]
+pub fn assert_components(output: &[u8], text: &[u8]) {
+    let mut found = whole_lines(output);
+    found.sort_unstable();
+    assert_eq!(found, component_lines(text).into_iter().collect::<Vec<_>>());
+}
+
+/// The lines of `output`, each of which has its end.
+#[track_caller]
+pub fn whole_lines(output: &[u8]) -> Vec<Vec<u8>> {
     assert!(output.is_empty() || output.ends_with(b"\n"), "a half line at the end");
     let lines = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(Vec::from).collect()
+}
+
+/// Word and count of each line.
+pub fn lines_of(output: &[u8]) -> Vec<(Vec<u8>, u64)> {
+    let lines = whole_lines(output).into_iter();
     lines
         .map(|line| {
             let tab = line.iter().position(|byte| *byte == b'\t').expect("word, tab, count");
