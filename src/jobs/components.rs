@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{Emit, Output, paced, write_number};
+use super::{Emit, Output, name_options, paced, write_number};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -242,6 +242,7 @@ impl Components {
     /// The input is missing, empty or unreadable; a generated graph has no vertices.
     pub fn job(&self, disk: &dyn Disk) -> Result<Graph> {
         let job = Job::new("iterate");
+        name_options(&job, self.emit, self.limit);
         let messages = paced(self.messages(&job, disk)?, self.rate);
         match self.emit {
             Emit::Final => self.output.take(components(messages), write_component),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::operator::sink::{Console, Files, Roll};
 use crate::record::Record;
-use crate::stream::Stream;
+use crate::stream::{Job, Stream};
 
 /// Which results are emitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,14 @@ impl Output {
             None => results.sink("out", Console::new(write_line)),
         }
     }
+}
+
+/// What of a job's identity its user gives as options, by the names of these: a snapshot directory of
+/// another job is refused in such words.
+fn name_options(job: &Job, emit: Emit, limit: Option<u64>) {
+    let emit = if emit == Emit::Final { "final" } else { "updates" };
+    job.parameter("--emit", emit);
+    job.parameter("--limit", limit.map_or("none".into(), |limit| limit.to_string()));
 }
 
 /// `stream` out of a source, at `rate` items per second if there is one.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use smallvec::SmallVec;
 
-use super::{Emit, Output, paced, write_number};
+use super::{Emit, Output, name_options, paced, write_number};
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::graph::Graph;
@@ -58,10 +58,7 @@ impl WordCount {
     /// The input is missing, empty or unreadable.
     pub fn job(&self, disk: &dyn Disk) -> Result<Graph> {
         let job = Job::new("word-count");
-        // The names of the options, by which a snapshot directory of another job is refused.
-        let emit = if self.emit == Emit::Final { "final" } else { "updates" };
-        job.parameter("--emit", emit);
-        job.parameter("--limit", self.limit.map_or("none".into(), |limit| limit.to_string()));
+        name_options(&job, self.emit, self.limit);
         let decode =
             |line: &[u8], out: &mut Vec<Word>| out.extend(words(line).map(Word::from_slice));
         let words = match &self.input {

@@ -23,6 +23,8 @@
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use super::{Handle, Listed};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
@@ -80,6 +82,10 @@ pub(super) fn failed(
             | ErrorKind::ReadOnlyFilesystem
             | ErrorKind::NotADirectory
             | ErrorKind::IsADirectory => "name a directory that can be written to",
+            // A limit of the process: the error of its own says which, and how to raise it.
+            _ if Errno::from_io_error(&source) == Some(Errno::MFILE) => {
+                return Error::io(action, path)(source);
+            }
             kind => {
                 // What the system says of this process rather than of the disk has its own remedy.
                 let error = Error::io(action, &path)(source);
