@@ -192,7 +192,11 @@ fn engine(path: &Path, config: &Config) -> (f64, Counts) {
     let report = engine::run(&graph, config, &Handle::default(), &mut |_| {}).expect("it runs");
     let mut counts = Counts::new();
     for file in std::fs::read_dir(output.path().join("out")).expect("there is output") {
-        let bytes = std::fs::read(file.expect("listed").path()).expect("readable");
+        let file = file.expect("listed");
+        if file.file_name().as_encoded_bytes().starts_with(b".") {
+            continue; // not output
+        }
+        let bytes = std::fs::read(file.path()).expect("readable");
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let tab = memchr::memrchr(b'\t', line).expect("word, tab, count");
             let count = std::str::from_utf8(&line[tab + 1..]).expect("digits");

@@ -14,8 +14,8 @@ use crate::id::KEY_GROUPS;
 pub const BATCH_RECORDS: usize = 512;
 /// Records a task takes from one input before it looks at the next.
 pub const INPUT_RECORDS_MAX: usize = 4096;
-/// A round of a worker's tasks that takes longer than this takes fewer records at once, in ns.
-pub const ROUND_NS_MAX: u64 = 2_000_000;
+/// A task whose step takes longer than this takes fewer records at once, in ns.
+pub const STEP_NS_MAX: u64 = 1_000_000;
 /// Records in transit that one task may log for one snapshot, in bytes (shallow).
 pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Shortest snapshot interval that can be asked for.

@@ -83,6 +83,9 @@ pub trait Head: Send {
         Ok(false)
     }
 
+    /// The last step took this long, ns.
+    fn took(&mut self, _ns: u64) {}
+
     /// What its inputs spilled and logged so far.
     fn measured(&self) -> Measured {
         Measured::default()
@@ -125,6 +128,10 @@ impl<T: Record> Head for InboxHead<T> {
 
     fn relieve(&mut self, now_ns: u64) -> Result<bool> {
         self.inbox.relieve(now_ns)
+    }
+
+    fn took(&mut self, ns: u64) {
+        self.inbox.took(ns);
     }
 
     fn measured(&self) -> Measured {
@@ -284,6 +291,11 @@ impl Task {
     /// Every state is restored; records follow.
     pub fn start(&mut self) {
         self.head.start();
+    }
+
+    /// The last step took this long, ns.
+    pub fn took(&mut self, ns: u64) {
+        self.head.took(ns);
     }
 
     /// What its inputs spilled and logged so far.

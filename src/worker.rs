@@ -132,6 +132,7 @@ pub struct Worker {
     writing: VecDeque<Writing>,
     aborted: BTreeSet<SnapshotId>,
     measured: Measured,
+    timed: bool,
 }
 
 impl Worker {
@@ -156,7 +157,13 @@ impl Worker {
             writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             aborted: BTreeSet::new(),
             measured: Measured { capture_ns, inputs: inbox::Measured::default() },
+            timed: false,
         }
+    }
+
+    /// From now on each task is told how long its steps take. For drivers whose time is the clock's.
+    pub fn time_tasks(&mut self) {
+        self.timed = true;
     }
 
     /// Which worker this is.
@@ -184,8 +191,14 @@ impl Worker {
         if self.obey_all(&mut worked)? {
             return Ok(Step::Stopped);
         }
+        let mut began_ns = self.timed.then(clock::now_ns);
         for task in 0..self.tasks.len() {
-            match self.tasks[task].step(now_ns)? {
+            let progress = self.tasks[task].step(now_ns)?;
+            if let Some(began_ns) = &mut began_ns {
+                let ended_ns = clock::now_ns();
+                self.tasks[task].took(ended_ns - std::mem::replace(began_ns, ended_ns));
+            }
+            match progress {
                 Progress::Idle => continue,
                 Progress::Until(time) => {
                     until = Some(until.map_or(time, |until: u64| until.min(time)));

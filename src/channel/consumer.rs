@@ -78,6 +78,35 @@ impl<T> Consumer<T> {
         self.lend(first, run.min(self.mask + 1 - first).min(max))
     }
 
+    /// The next mark, if it is there, and the records in front of it, oldest first (in two runs where
+    /// they lie around the end of the slots). Takes neither.
+    pub fn peek_mark(&mut self) -> Option<(Control, [&[T]; 2])> {
+        if self.marks_head == self.marks_tail {
+            self.look();
+            if self.marks_head == self.marks_tail {
+                return None;
+            }
+        }
+        let mark = self.peek();
+        let count = mark.position.wrapping_sub(self.head);
+        if self.tail.wrapping_sub(self.head) < count {
+            self.look(); // the mark was seen with a tail that was read before it
+        }
+        assert!(count <= self.tail.wrapping_sub(self.head), "a mark comes behind its records");
+        let first = self.head & self.mask;
+        let behind = count.min(self.mask + 1 - first);
+        let mut access = self.shared.slots.access(|| first..first + behind);
+        // SAFETY: first <= mask, inside the allocation.
+        let start = unsafe { self.slots.add(first) };
+        // SAFETY: the slots of head..tail are initialised, seen by Acquire, and ours until the head
+        // moves, which the borrow of `self` forbids; `behind` of them lie contiguous from `first`.
+        let older = unsafe { std::slice::from_raw_parts(start.as_ptr(), behind) };
+        // SAFETY: as above; the rest lie from slot 0 on, below `first`.
+        let younger = unsafe { std::slice::from_raw_parts(self.slots.as_ptr(), count - behind) };
+        access.end();
+        Some((mark.control, [older, younger]))
+    }
+
     /// Number of published records not yet taken.
     #[inline]
     #[must_use]

@@ -402,3 +402,42 @@ fn two_threads_see_all_records_and_marks_in_order() {
         });
     }
 }
+
+#[test]
+fn a_mark_is_seen_behind_the_records_before_it_and_nothing_is_taken() {
+    let (mut sender, mut receiver) = channel::<String>(4);
+    assert!(receiver.peek_mark().is_none());
+    let word = |n: u64| format!("record {n}");
+    let (mut sent, mut taken) = (0, 0);
+    for round in 0..20 {
+        for _ in 0..round % 5 {
+            if sender.room(1) > 0 {
+                sender.push(word(sent));
+                sent += 1;
+            }
+        }
+        sender.publish();
+        assert!(receiver.peek_mark().is_none(), "records, and no mark");
+        let barrier = Control::Barrier(SnapshotId(round));
+        sender.control(barrier).unwrap();
+        for _ in 0..2 {
+            let (control, records) = receiver.peek_mark().expect("a mark");
+            assert_eq!(control, barrier);
+            let seen: Vec<_> = records.concat();
+            assert_eq!(seen, (taken..sent).map(word).collect::<Vec<_>>());
+        }
+        loop {
+            match receiver.poll(3) {
+                Polled::Records(mut records) => {
+                    for record in records.drain(9) {
+                        assert_eq!(record, word(taken));
+                        taken += 1;
+                    }
+                }
+                Polled::Control(control) => break assert_eq!(control, barrier),
+                Polled::Empty | Polled::Closed => panic!("the mark is gone"),
+            }
+        }
+    }
+    assert_eq!(taken, sent);
+}

@@ -172,6 +172,7 @@ fn run_plain(seat: &Seat) -> Result<()> {
     _ = seat.signal().thread.set(std::thread::current());
     _ = seat.teller.send(Ok(()));
     while let Ok(mut worker) = seat.workers.recv() {
+        worker.time_tasks();
         let mut waiting = Waiting::new(seat.idle);
         while let Some(wait) = seat.step(&mut worker, &mut waiting) {
             match wait {
@@ -197,6 +198,7 @@ fn run_glommio(seat: &Seat) -> Result<()> {
     _ = seat.teller.send(Ok(()));
     executor.run(async {
         while let Ok(mut worker) = seat.workers.recv() {
+            worker.time_tasks();
             let mut waiting = Waiting::new(seat.idle);
             while let Some(wait) = seat.step(&mut worker, &mut waiting) {
                 match wait {

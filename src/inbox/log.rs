@@ -87,6 +87,15 @@ impl<T: Record> Log<T> {
         self.logged += records.len() as u64;
     }
 
+    /// Of what was appended last, the last `count` records were not taken after all.
+    pub fn retract(&mut self, input: usize, count: usize) {
+        let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
+        let kept = open.records[input].len() - count;
+        open.bytes -= size_of_val(&open.records[input][kept..]);
+        open.records[input].truncate(kept);
+        self.logged -= count as u64;
+    }
+
     /// Records copied so far, of all snapshots.
     #[must_use]
     pub fn logged(&self) -> u64 {

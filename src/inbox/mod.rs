@@ -6,7 +6,7 @@
 //! | input | set aside when | so that |
 //! |---|---|---|
 //! | back-edge | the stage is full, or the input is blocked or late | a loop of full rings cannot stand still |
-//! | late | at once, and copied to the log | a snapshot is sealed without waiting for the stage |
+//! | late | its ring is full and its barrier not in it | its sender can bring the barrier |
 //! | blocked, with spilling on | its ring is half full | the sender runs on during a long alignment |
 //! | any, once a timed alignment is overdue | the stage is full | the senders can bring their barriers |
 //!
@@ -21,7 +21,8 @@
 //!   the stage sees it. A mark is admitted once.
 //! - Per input, what is set aside is older than what is in the ring.
 //! - A record in transit at a cut is copied to the log once: when it leaves the ring of a late input,
-//!   or at the capture if it was set aside before.
+//!   where it stands in the ring once the barrier is seen behind it, or at the capture if it was set
+//!   aside before. So no snapshot waits for a slow stage.
 //! - A blocked input is not handled; every other input is, in turn and with a bound, so that after an
 //!   alignment none starves and none floods (trap 7).
 //! - A batch ends at a mark; records behind it are not touched (trap 5).
@@ -38,7 +39,7 @@ pub use log::{GroupOf, Log};
 
 use crate::align::{Aligner, Arrival, InputKind, Verdict};
 use crate::channel::{Consumer, Polled};
-use crate::config::{INPUT_RECORDS_MAX, Mode, ROUND_NS_MAX};
+use crate::config::{BATCH_RECORDS, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
 use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::id::SnapshotId;
@@ -129,8 +130,6 @@ pub struct Inbox<T: Record> {
     turn: usize,
     /// Records to take from one input before looking at the next.
     records_max: usize,
-    /// When the last pull began that found something, ns.
-    busy_since_ns: Option<u64>,
     /// Snapshots under way, of a timed alignment: at most as many as may be pending.
     awaited: VecDeque<Awaited>,
     /// A trigger that came while the stage was full.
@@ -158,7 +157,6 @@ impl<T: Record> Inbox<T> {
             setting,
             turn: 0,
             records_max: INPUT_RECORDS_MAX,
-            busy_since_ns: None,
             awaited: VecDeque::new(),
             due: None,
             has_back_edges: kinds.contains(&InputKind::BackEdge),
@@ -223,7 +221,6 @@ impl<T: Record> Inbox<T> {
     /// # Errors
     /// The stage's; a disk's; a loop that outgrows its bounds.
     pub fn pull(&mut self, now_ns: u64, stage: &mut dyn Stage<T>) -> Result<(Pulled, Option<u64>)> {
-        self.keep_rounds_short(now_ns);
         if let Some(snapshot) = self.due.take() {
             return Ok((Pulled::Barrier(snapshot), None));
         }
@@ -241,9 +238,7 @@ impl<T: Record> Inbox<T> {
         {
             return Ok((pulled, None));
         }
-        let pulled = self.read_each(stage)?;
-        self.busy_since_ns = (pulled == Pulled::Worked).then_some(now_ns);
-        Ok((pulled, overdue_at_ns))
+        Ok((self.read_each(stage)?, overdue_at_ns))
     }
 
     /// When the announced snapshot is overdue, if it is not yet, ns.
@@ -304,14 +299,13 @@ impl<T: Record> Inbox<T> {
             })
     }
 
-    /// Takes fewer records at once if a round of the worker's tasks takes long: an operator that is
-    /// slow per record must not keep the others, or a barrier, waiting for thousands of its own.
-    fn keep_rounds_short(&mut self, now_ns: u64) {
-        let Some(since_ns) = self.busy_since_ns else { return };
-        let took_ns = now_ns.saturating_sub(since_ns);
-        if took_ns > ROUND_NS_MAX {
+    /// The last step of the task took this long. If that was long, takes fewer records at once: an
+    /// operator that is slow per record must not keep the others, or a barrier, waiting for
+    /// thousands of its own.
+    pub fn took(&mut self, ns: u64) {
+        if ns > STEP_NS_MAX {
             self.records_max = (self.records_max / 2).max(1);
-        } else if took_ns < ROUND_NS_MAX / 2 && self.records_max < INPUT_RECORDS_MAX {
+        } else if ns < STEP_NS_MAX / 4 && self.records_max < INPUT_RECORDS_MAX {
             self.records_max *= 2;
         }
     }
@@ -334,7 +328,7 @@ impl<T: Record> Inbox<T> {
                 continue;
             }
             if self.aligner.is_late(input) {
-                worked |= self.take_in(input)?;
+                worked |= self.log_ahead(input)?;
                 if let Some(snapshot) = self.due.take() {
                     return Ok(Pulled::Barrier(snapshot));
                 }
@@ -358,15 +352,19 @@ impl<T: Record> Inbox<T> {
         if !backlog.is_empty() {
             return self.read_backlog(input, stage);
         }
-        if self.aligner.is_late(input) {
-            return Ok(Pulled::Nothing); // what its ring has is to be logged first
-        }
         let control = match ring.poll(self.records_max) {
             Polled::Empty | Polled::Closed => return Ok(Pulled::Nothing),
             Polled::Records(mut records) => {
                 let verdict = admit(&mut self.aligner, input, Arrival::Records);
-                assert_eq!(verdict, Verdict::Process, "input {input} is neither blocked nor late");
-                Err(handle(&mut records, stage))
+                if let Verdict::Log(_) = verdict {
+                    self.log.append(input, records.as_slice());
+                }
+                assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");
+                let handled = handle(&mut records, stage);
+                if let Verdict::Log(_) = verdict {
+                    self.log.retract(input, records.len());
+                }
+                Err(handled)
             }
             Polled::Control(control) => Ok(control),
         };
@@ -492,11 +490,34 @@ impl<T: Record> Inbox<T> {
         }
     }
 
-    /// Sets aside what the ring of `input` has; of a late input also into the log, up to its
+    /// Looks for the barrier of a late input. If it is in the ring, what stands before it is copied
+    /// to the log where it is, and the input has delivered: no slow stage is waited for. If it is
+    /// not there and the ring is full, its sender may be stuck before it, and gets some room.
+    fn log_ahead(&mut self, input: usize) -> Result<bool> {
+        let captured = self.aligner.captured();
+        let Input { ring, unlogged, .. } = &mut self.inputs[input];
+        if *unlogged {
+            return Ok(false);
+        }
+        let is_full = ring.len() == ring.capacity();
+        match ring.peek_mark() {
+            Some((barrier @ Control::Barrier(found), records)) if found == captured => {
+                records.into_iter().for_each(|records| self.log.append(input, records));
+                if let Pulled::Barrier(snapshot) = self.control(input, barrier) {
+                    self.due = Some(snapshot);
+                }
+                Ok(true)
+            }
+            _ if is_full => self.take_in(input, BATCH_RECORDS),
+            _ => Ok(false),
+        }
+    }
+
+    /// Sets aside up to `max` records of what the ring of `input` has; of a late input also into the log, up to its
     /// barrier. Whether anything moved. A trigger that comes of it is noted as due.
-    fn take_in(&mut self, input: usize) -> Result<bool> {
+    fn take_in(&mut self, input: usize, max: usize) -> Result<bool> {
         let mut moved = self.inputs[input].backlog.poll()?;
-        let mut left = INPUT_RECORDS_MAX;
+        let mut left = max;
         let mut full = false;
         while left > 0 {
             let late = self.aligner.is_late(input) && !self.inputs[input].unlogged;
@@ -558,7 +579,7 @@ impl<T: Record> Inbox<T> {
         let Input { ring, kind, .. } = &self.inputs[input];
         let may = self.setting.spill || *kind == InputKind::BackEdge;
         if may && ring.len() >= ring.capacity().div_ceil(2) {
-            return self.take_in(input);
+            return self.take_in(input, INPUT_RECORDS_MAX);
         }
         Ok(false)
     }
@@ -572,8 +593,10 @@ impl<T: Record> Inbox<T> {
         let mut worked = false;
         for input in 0..self.inputs.len() {
             let back_edge = self.inputs[input].kind == InputKind::BackEdge;
-            if overdue || back_edge || self.aligner.is_late(input) {
-                worked |= self.take_in(input)?;
+            if self.aligner.is_late(input) && self.log_ahead(input)? {
+                worked = true;
+            } else if overdue || back_edge {
+                worked |= self.take_in(input, INPUT_RECORDS_MAX)?;
             } else if self.aligner.is_blocked(input) {
                 worked |= self.set_aside_if_needed(input)?;
             }
