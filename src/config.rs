@@ -14,8 +14,10 @@ use crate::id::KEY_GROUPS;
 pub const BATCH_RECORDS: usize = 512;
 /// Records a task takes from one input before it looks at the next.
 pub const INPUT_RECORDS_MAX: usize = 4096;
+/// Records a task takes from one input at first, before it is known how long that takes.
+pub const INPUT_RECORDS_FIRST: usize = 64;
 /// A task whose step takes longer than this takes fewer records at once, in ns.
-pub const STEP_NS_MAX: u64 = 1_000_000;
+pub const STEP_NS_MAX: u64 = 250_000;
 /// Records in transit that one task may log for one snapshot, in bytes (shallow).
 pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Shortest snapshot interval that can be asked for.

@@ -78,16 +78,13 @@ impl<T> Consumer<T> {
         self.lend(first, run.min(self.mask + 1 - first).min(max))
     }
 
-    /// The next mark, if it is there, and the records in front of it, oldest first (in two runs where
-    /// they lie around the end of the slots). Takes neither.
-    pub fn peek_mark(&mut self) -> Option<(Control, [&[T]; 2])> {
-        if self.marks_head == self.marks_tail {
+    /// The records in front of the mark `wanted`, if it is there: oldest first, in two runs where
+    /// they lie around the end of the slots. Takes neither, nor any mark before it.
+    pub fn peek_to(&mut self, wanted: Control) -> Option<[&[T]; 2]> {
+        let mark = self.find(wanted).or_else(|| {
             self.look();
-            if self.marks_head == self.marks_tail {
-                return None;
-            }
-        }
-        let mark = self.peek();
+            self.find(wanted)
+        })?;
         let count = mark.position.wrapping_sub(self.head);
         if self.tail.wrapping_sub(self.head) < count {
             self.look(); // the mark was seen with a tail that was read before it
@@ -104,7 +101,13 @@ impl<T> Consumer<T> {
         // SAFETY: as above; the rest lie from slot 0 on, below `first`.
         let younger = unsafe { std::slice::from_raw_parts(self.slots.as_ptr(), count - behind) };
         access.end();
-        Some((mark.control, [older, younger]))
+        Some([older, younger])
+    }
+
+    /// The first undelivered mark of this kind among those seen.
+    fn find(&self, wanted: Control) -> Option<Mark> {
+        let seen = self.marks_tail.wrapping_sub(self.marks_head);
+        (0..seen).map(|n| self.mark(self.marks_head.wrapping_add(n))).find(|m| m.control == wanted)
     }
 
     /// Number of published records not yet taken.
@@ -177,8 +180,16 @@ impl<T> Consumer<T> {
     /// The first undelivered mark. There must be one.
     fn peek(&self) -> Mark {
         debug_assert_ne!(self.marks_head, self.marks_tail);
-        // SAFETY: marks_head < marks_tail, so the mark is written and the producer leaves it alone.
-        self.shared.mark(self.marks_head).with(|cell| unsafe { cell.read() })
+        self.mark(self.marks_head)
+    }
+
+    /// The undelivered mark with this number, which must be in `marks_head..marks_tail`.
+    fn mark(&self, number: usize) -> Mark {
+        debug_assert!(
+            number.wrapping_sub(self.marks_head) < self.marks_tail.wrapping_sub(self.marks_head)
+        );
+        // SAFETY: it is in marks_head..marks_tail, so it is written and the producer leaves it alone.
+        self.shared.mark(number).with(|cell| unsafe { cell.read() })
     }
 
     /// Marks the first mark as delivered.

@@ -39,7 +39,7 @@ pub use log::{GroupOf, Log};
 
 use crate::align::{Aligner, Arrival, InputKind, Verdict};
 use crate::channel::{Consumer, Polled};
-use crate::config::{BATCH_RECORDS, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
+use crate::config::{BATCH_RECORDS, INPUT_RECORDS_FIRST, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
 use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::id::SnapshotId;
@@ -130,6 +130,8 @@ pub struct Inbox<T: Record> {
     turn: usize,
     /// Records to take from one input before looking at the next.
     records_max: usize,
+    /// Whether it is told how long steps take.
+    timed: bool,
     /// Snapshots under way, of a timed alignment: at most as many as may be pending.
     awaited: VecDeque<Awaited>,
     /// A trigger that came while the stage was full.
@@ -157,6 +159,7 @@ impl<T: Record> Inbox<T> {
             setting,
             turn: 0,
             records_max: INPUT_RECORDS_MAX,
+            timed: false,
             awaited: VecDeque::new(),
             due: None,
             has_back_edges: kinds.contains(&InputKind::BackEdge),
@@ -303,6 +306,9 @@ impl<T: Record> Inbox<T> {
     /// operator that is slow per record must not keep the others, or a barrier, waiting for
     /// thousands of its own.
     pub fn took(&mut self, ns: u64) {
+        if !self.timed {
+            (self.timed, self.records_max) = (true, INPUT_RECORDS_FIRST);
+        }
         if ns > STEP_NS_MAX {
             self.records_max = (self.records_max / 2).max(1);
         } else if ns < STEP_NS_MAX / 4 && self.records_max < INPUT_RECORDS_MAX {
@@ -500,16 +506,17 @@ impl<T: Record> Inbox<T> {
             return Ok(false);
         }
         let is_full = ring.len() == ring.capacity();
-        match ring.peek_mark() {
-            Some((barrier @ Control::Barrier(found), records)) if found == captured => {
+        let barrier = Control::Barrier(captured);
+        match ring.peek_to(barrier) {
+            Some(records) => {
                 records.into_iter().for_each(|records| self.log.append(input, records));
                 if let Pulled::Barrier(snapshot) = self.control(input, barrier) {
                     self.due = Some(snapshot);
                 }
                 Ok(true)
             }
-            _ if is_full => self.take_in(input, BATCH_RECORDS),
-            _ => Ok(false),
+            None if is_full => self.take_in(input, BATCH_RECORDS),
+            None => Ok(false),
         }
     }
 
