@@ -2,28 +2,27 @@
 //! spilling.
 //!
 //! `cargo bench --bench alignment -- modes [--records N] [--keys K] [--interval MS] [--rounds R]`
-//! `cargo bench --bench alignment -- latency [--rate R] [--seconds S] [--keys K] [--interval MS] [--rounds R]`
 //! `cargo bench --bench alignment -- slow [--rounds R]`
 //! `cargo bench --bench alignment -- stall [--rounds R]`
 //!
 //! Every run checks what it computed. Without arguments (and under `cargo test --benches`) all of
 //! them run small.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use tidegate::clock;
 use tidegate::config::{Config, Mode, Snapshots};
-use tidegate::engine::{self, Handle, Notice, Report};
+use tidegate::engine::{self, Handle, Report};
 use tidegate::graph::Graph;
 use tidegate::jobs;
-use tidegate::operator::sink::{FoldSink, Folded};
+use tidegate::operator::sink::FoldSink;
 use tidegate::operator::source::Generator;
 use tidegate::operator::split::Side;
 use tidegate::stream::Job;
-use tidegate::workload::paper::{checksum_term, expected_checksum, key, key2, key3, value};
+use tidegate::workload::paper::expected_checksum;
 
 const WORKERS: usize = 2;
 
@@ -46,11 +45,8 @@ fn config(mode: Option<Mode>, interval: Duration) -> (Config, Option<tempfile::T
 }
 
 fn run(graph: &Graph, config: &Config) -> Report {
-    run_with(graph, config, &mut |_| {})
-}
-
-fn run_with(graph: &Graph, config: &Config, hear: &mut dyn FnMut(Notice<'_>)) -> Report {
-    let report = engine::run(graph, config, &Handle::default(), hear).expect("the job completes");
+    let report = engine::run(graph, config, &Handle::default(), &mut |_| {});
+    let report = report.expect("the job completes");
     assert_eq!(report.restarts, 0);
     report
 }
@@ -99,106 +95,6 @@ fn modes(records: u64, keys: u64, interval: Duration, rounds: u64) {
         let ratio = median(&mut ratios[index]);
         let (low, high) = (ratios[index][0], ratios[index][ratios[index].len() - 1]);
         println!("  {name:10} ratio {ratio:.3} ({low:.3} to {high:.3}); last {}", lines[index]);
-    }
-}
-
-/// Latencies that a task records on its own and adds up when it is dropped.
-struct Recorder {
-    own: Histogram<u64>,
-    all: Arc<Mutex<Histogram<u64>>>,
-}
-
-impl Clone for Recorder {
-    fn clone(&self) -> Self {
-        Self { own: clock::histogram_ns(), all: self.all.clone() }
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        _ = self.all.lock().expect("no panic").add(&self.own);
-    }
-}
-
-/// When the next record of one source task should leave, whether or not it could (open loop).
-#[derive(Clone)]
-struct Schedule {
-    task_rate: f64,
-    begin_ns: Option<u64>,
-    sent: u64,
-}
-
-impl Schedule {
-    fn next_ns(&mut self) -> u64 {
-        let begin_ns = *self.begin_ns.get_or_insert_with(clock::now_ns);
-        self.sent += 1;
-        begin_ns + ((self.sent - 1) as f64 / self.task_rate * 1e9) as u64
-    }
-}
-
-/// The paper's topology with the scheduled time in every record.
-fn timed_paper(records: u64, keys: u64, rate: u64) -> (Graph, Folded, Arc<Mutex<Histogram<u64>>>) {
-    let job = Job::new("timed paper");
-    let all = Arc::new(Mutex::new(clock::histogram_ns()));
-    let mut recorder = Recorder { own: clock::histogram_ns(), all: all.clone() };
-    let mut schedule =
-        Schedule { task_rate: rate as f64 / WORKERS as f64, begin_ns: None, sent: 0 };
-    let (sink, checksum) = FoldSink::new(|term: &u64| *term);
-    job.source("source", Generator::new("indices", records, |index, out| out.push(index)))
-        .rate(rate as f64)
-        .map("map", move |index| {
-            let key = key(index, keys);
-            (key, value(key), schedule.next_ns())
-        })
-        .key_by(|record| record.0)
-        .process("sum", |(key, value, at): (u64, u64, u64), sum, out| {
-            let sum: &mut u64 = sum.or_insert_with(|| 0);
-            *sum = sum.wrapping_add(value);
-            out.push((key2(key), *sum, at));
-        })
-        .key_by(|record: &(u64, u64, u64)| record.0)
-        .process("count", |(key2, sum, at): (u64, u64, u64), state, out| {
-            let (count, max): &mut (u64, u64) = state.or_insert_with(|| (0, 0));
-            *count += 1;
-            *max = sum.max(*max);
-            out.push((key3(key2), *count, *max, at));
-        })
-        .key_by(|record: &(u64, u64, u64, u64)| record.0)
-        .process("total", |(key3, count, max, at): (u64, u64, u64, u64), total, out| {
-            let total: &mut u64 = total.or_insert_with(|| 0);
-            *total = total.wrapping_add(count).wrapping_add(max);
-            out.push((checksum_term(key3, *total), at));
-        })
-        .map("latency", move |(term, at): (u64, u64)| {
-            recorder.own.saturating_record(clock::now_ns().saturating_sub(at));
-            term
-        })
-        .sink("checksum", sink);
-    (job.build().expect("a job"), checksum, all)
-}
-
-/// Latency at a constant rate, from when a record should have left, by mode.
-fn latency(rate: u64, seconds: u64, keys: u64, interval: Duration, rounds: u64) {
-    println!("latency: {rate} records/s, {keys} keys, every {interval:?}; us");
-    for round in 1..=rounds {
-        for (name, mode) in MODES {
-            let (graph, checksum, all) = timed_paper(rate * seconds, keys, rate);
-            let (config, _directory) = config(mode, interval);
-            let report = run(&graph, &config);
-            drop(graph);
-            assert_eq!(checksum.sum(), expected_checksum(rate * seconds, keys), "{name}");
-            let all = all.lock().expect("no panic");
-            let us = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
-            println!(
-                "  round {round} {name:10} p50 {:7.0} p90 {:7.0} p99 {:7.0} p99.9 {:7.0} max {:7.0}; {} snapshots",
-                us(0.5),
-                us(0.9),
-                us(0.99),
-                us(0.999),
-                us(1.0),
-                report.cadence.completed,
-            );
-        }
     }
 }
 
@@ -332,15 +228,10 @@ fn main() {
     let (keys, rounds) = (number("--keys", 1_000), number("--rounds", 5));
     match std::env::args().nth(1).as_deref() {
         Some("modes") => modes(number("--records", 40_000_000), keys, interval, rounds),
-        Some("latency") => {
-            let (rate, seconds) = (number("--rate", 100_000), number("--seconds", 5));
-            latency(rate, seconds, keys, interval, rounds);
-        }
         Some("slow") => slow(rounds, number("--records", 400_000)),
         Some("stall") => stall(rounds, number("--records", 40_000)),
         _ => {
             modes(200_000, 1_000, Duration::from_millis(5), 1);
-            latency(50_000, 1, 1_000, Duration::from_millis(20), 1);
             slow(1, 4_000);
             stall(1, 2_000);
         }
