@@ -76,6 +76,8 @@ pub enum Verdict {
     Block,
     /// The mark is taken note of; read on elsewhere.
     Noted,
+    /// A barrier that the input has delivered before: nothing is to be done.
+    Old,
     /// The trigger: capture, forward the barrier, read on. [`Aligner::is_late`] says which inputs
     /// are logged from here on.
     Capture(SnapshotId),
@@ -224,7 +226,7 @@ impl Aligner {
     fn barrier(&mut self, input: usize, found: SnapshotId) -> Result<Verdict, ProtocolError> {
         let Input { kind, delivered, .. } = self.inputs[input];
         if found.0 <= delivered {
-            return Ok(Verdict::Noted); // older than what is captured: dropped
+            return Ok(Verdict::Old);
         }
         let expected = SnapshotId(delivered + 1);
         if found != expected {
@@ -358,7 +360,7 @@ mod tests {
     #[test]
     fn trap_10_a_repeated_barrier_is_an_error_and_an_old_one_is_dropped() {
         let mut aligner = Aligner::new(&[Regular; 2], SnapshotId(4));
-        assert_eq!(aligner.admit(0, barrier(4)), Ok(Verdict::Noted));
+        assert_eq!(aligner.admit(0, barrier(4)), Ok(Verdict::Old));
         assert_eq!(aligner.admit(0, barrier(5)), Ok(Verdict::Noted));
         let twice = aligner.admit(0, barrier(5)).unwrap_err();
         assert!(matches!(twice, ProtocolError::ReadWhileBlocked { input: 0, .. }), "{twice}");

@@ -83,6 +83,9 @@ pub trait Head: Send {
         Ok(false)
     }
 
+    /// From now on it is told how long steps take.
+    fn time_steps(&mut self) {}
+
     /// The last step took this long, ns.
     fn took(&mut self, _ns: u64) {}
 
@@ -128,6 +131,10 @@ impl<T: Record> Head for InboxHead<T> {
 
     fn relieve(&mut self, now_ns: u64) -> Result<bool> {
         self.inbox.relieve(now_ns)
+    }
+
+    fn time_steps(&mut self) {
+        self.inbox.start_small();
     }
 
     fn took(&mut self, ns: u64) {
@@ -291,6 +298,11 @@ impl Task {
     /// Every state is restored; records follow.
     pub fn start(&mut self) {
         self.head.start();
+    }
+
+    /// From now on the task is told how long its steps take.
+    pub fn time_steps(&mut self) {
+        self.head.time_steps();
     }
 
     /// The last step took this long, ns.

@@ -164,7 +164,7 @@ impl Worker {
     /// From now on each task is told how long its steps take. For drivers whose time is the clock's.
     pub fn time_tasks(&mut self) {
         self.timed = true;
-        self.tasks.iter_mut().for_each(|task| task.took(0));
+        self.tasks.iter_mut().for_each(Task::time_steps);
     }
 
     /// Which worker this is.

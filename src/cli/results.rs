@@ -39,7 +39,7 @@ pub struct Results {
     interval: Duration,
     /// abs: Asynchronous Barrier Snapshotting; sync: stop the sources, run empty, write, go on;
     /// unaligned: abs with a bound on the wait for barriers
-    #[arg(long, default_value = "abs", value_parser = ModeName::with_directory(),
+    #[arg(long, requires = "snapshots", default_value = "abs", value_parser = ModeName::with_directory(),
         value_name = "abs|sync|unaligned", hide_possible_values = true)]
     mode: ModeName,
     #[command(flatten)]

@@ -138,6 +138,17 @@ impl Seat {
         &self.signals[self.index]
     }
 
+    /// Steps the worker until it is to be parked for so long; `None`: it has stopped.
+    fn until_park(&self, worker: &mut Worker, waiting: &mut Waiting) -> Option<Duration> {
+        loop {
+            match self.step(worker, waiting)? {
+                Wait::Not => {}
+                Wait::GiveWay => std::thread::yield_now(),
+                Wait::Park(time) => return Some(time),
+            }
+        }
+    }
+
     /// One step, and the neighbours woken if it may have made work (or room) for them.
     fn step(&self, worker: &mut Worker, waiting: &mut Waiting) -> Option<Wait> {
         let now_ns = clock::now_ns();
@@ -174,17 +185,11 @@ fn run_plain(seat: &Seat) -> Result<()> {
     while let Ok(mut worker) = seat.workers.recv() {
         worker.time_tasks();
         let mut waiting = Waiting::new(seat.idle);
-        while let Some(wait) = seat.step(&mut worker, &mut waiting) {
-            match wait {
-                Wait::Not => {}
-                Wait::GiveWay => std::thread::yield_now(),
-                Wait::Park(time) => {
-                    if seat.signal().is_parked() {
-                        std::thread::park_timeout(time);
-                    }
-                    waiting.woken(seat.signal());
-                }
+        while let Some(time) = seat.until_park(&mut worker, &mut waiting) {
+            if seat.signal().is_parked() {
+                std::thread::park_timeout(time);
             }
+            waiting.woken(seat.signal());
         }
     }
     Ok(())
@@ -200,15 +205,9 @@ fn run_glommio(seat: &Seat) -> Result<()> {
         while let Ok(mut worker) = seat.workers.recv() {
             worker.time_tasks();
             let mut waiting = Waiting::new(seat.idle);
-            while let Some(wait) = seat.step(&mut worker, &mut waiting) {
-                match wait {
-                    Wait::Not => {}
-                    Wait::GiveWay => std::thread::yield_now(),
-                    Wait::Park(time) => {
-                        park(seat.signal(), time).await;
-                        waiting.woken(seat.signal());
-                    }
-                }
+            while let Some(time) = seat.until_park(&mut worker, &mut waiting) {
+                park(seat.signal(), time).await;
+                waiting.woken(seat.signal());
             }
         }
     });

@@ -109,9 +109,11 @@ impl<T: Record> Log<T> {
         }
     }
 
-    /// No input is late any more: the log begun last is complete. Whether it could be kept.
+    /// No input is late any more: the log begun last is complete, if it was not before. Whether it
+    /// could be kept.
     pub fn seal(&mut self) -> bool {
-        let Some(open) = self.open.back_mut() else { return true };
+        let open = self.open.back_mut().filter(|open| !open.sealed);
+        let Some(open) = open else { return true };
         open.sealed = true;
         open.failed.is_none()
     }
@@ -281,6 +283,7 @@ mod tests {
         let error = log.drain(1, &mut pieces).unwrap_err();
         assert!(error.to_string().contains("in transit"), "{error}");
         assert!(!log.seal());
+        assert!(log.seal(), "that it could not be kept is said once");
         log.abandon();
         log.begin(SnapshotId(2));
         log.mark(SnapshotId(2));

@@ -18,7 +18,8 @@
 //!
 //! Invariants
 //! - Every batch and every mark, from a ring or set aside, is admitted by [`Aligner::admit`] before
-//!   the stage sees it. A mark is admitted once.
+//!   the stage sees it. A barrier that was seen ahead, behind records, counts then; when it is come
+//!   to, it is old.
 //! - Per input, what is set aside is older than what is in the ring.
 //! - A record in transit at a cut is copied to the log once: when it leaves the ring of a late input,
 //!   where it stands in the ring once the barrier is seen behind it, or at the capture if it was set
@@ -27,6 +28,7 @@
 //!   alignment none starves and none floods (trap 7).
 //! - A batch ends at a mark; records behind it are not touched (trap 5).
 
+mod aside;
 mod log;
 #[cfg(test)]
 mod tests;
@@ -39,8 +41,8 @@ pub use log::{GroupOf, Log};
 
 use crate::align::{Aligner, Arrival, InputKind, Verdict};
 use crate::channel::{Consumer, Polled};
-use crate::config::{BATCH_RECORDS, INPUT_RECORDS_FIRST, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
-use crate::error::{Error, Result};
+use crate::config::{INPUT_RECORDS_FIRST, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
+use crate::error::Result;
 use crate::flight::Flight;
 use crate::id::SnapshotId;
 use crate::operator::{Flow, Stage};
@@ -130,8 +132,8 @@ pub struct Inbox<T: Record> {
     turn: usize,
     /// Records to take from one input before looking at the next.
     records_max: usize,
-    /// Whether it is told how long steps take.
-    timed: bool,
+    /// Most records taken from one input at once since the last step's time was told.
+    taken_most: usize,
     /// Snapshots under way, of a timed alignment: at most as many as may be pending.
     awaited: VecDeque<Awaited>,
     /// A trigger that came while the stage was full.
@@ -159,7 +161,7 @@ impl<T: Record> Inbox<T> {
             setting,
             turn: 0,
             records_max: INPUT_RECORDS_MAX,
-            timed: false,
+            taken_most: 0,
             awaited: VecDeque::new(),
             due: None,
             has_back_edges: kinds.contains(&InputKind::BackEdge),
@@ -306,14 +308,18 @@ impl<T: Record> Inbox<T> {
     /// operator that is slow per record must not keep the others, or a barrier, waiting for
     /// thousands of its own.
     pub fn took(&mut self, ns: u64) {
-        if !self.timed {
-            (self.timed, self.records_max) = (true, INPUT_RECORDS_FIRST);
-        }
-        if ns > STEP_NS_MAX {
+        let taken = std::mem::take(&mut self.taken_most);
+        if ns > STEP_NS_MAX && taken > 0 {
             self.records_max = (self.records_max / 2).max(1);
-        } else if ns < STEP_NS_MAX / 4 && self.records_max < INPUT_RECORDS_MAX {
-            self.records_max *= 2;
+        } else if ns < STEP_NS_MAX / 4 && taken == self.records_max {
+            // Only a step that took all it might says that more would do: an idle one says nothing.
+            self.records_max = (self.records_max * 2).min(INPUT_RECORDS_MAX);
         }
+    }
+
+    /// From now on [`took`](Self::took) is told: begins with few records.
+    pub fn start_small(&mut self) {
+        self.records_max = INPUT_RECORDS_FIRST;
     }
 
     /// Handles the restored log, before any input.
@@ -405,6 +411,7 @@ impl<T: Record> Inbox<T> {
 
     /// The stage has taken `taken` records.
     fn handled(&mut self, taken: usize, inside: bool, flow: Flow) -> Pulled {
+        self.taken_most = self.taken_most.max(taken);
         if inside && self.setting.flight.is_some() {
             self.unsettled += taken;
         }
@@ -431,6 +438,9 @@ impl<T: Record> Inbox<T> {
     /// `input` has come to a mark. The stage owes nothing now: otherwise nothing would be read.
     fn control(&mut self, input: usize, control: Control) -> Pulled {
         let verdict = admit(&mut self.aligner, input, Arrival::Control(control));
+        if verdict == Verdict::Old {
+            return Pulled::Worked; // it was seen ahead, or is of before a restart
+        }
         if !self.inputs[input].inside
             && let Some(flight) = &self.setting.flight
         {
@@ -454,161 +464,10 @@ impl<T: Record> Inbox<T> {
             }
             Verdict::AllEnded => Pulled::Ended,
             Verdict::Noted => Pulled::Worked,
-            Verdict::Process | Verdict::Log(_) | Verdict::Block => {
+            Verdict::Old | Verdict::Process | Verdict::Log(_) | Verdict::Block => {
                 unreachable!("{control:?} of input {input}: {verdict:?}")
             }
         }
-    }
-
-    /// The trigger has come: what late inputs have had set aside is in transit.
-    fn begin_log(&mut self, snapshot: SnapshotId) {
-        self.awaited.retain(|awaited| awaited.snapshot > snapshot);
-        self.seal(); // a trigger means that the snapshot before is sealed
-        if !self.aligner.is_logging() {
-            return;
-        }
-        self.log.begin(snapshot);
-        for input in 0..self.inputs.len() {
-            if !self.aligner.is_late(input) {
-                continue;
-            }
-            let Input { backlog, unlogged, .. } = &mut self.inputs[input];
-            *unlogged = !backlog.is_in_memory();
-            if *unlogged {
-                self.log.fail("too much is in transit: part of it is on disk".into());
-            } else {
-                let log = &mut self.log;
-                if backlog.before(snapshot, &mut |records| log.append(input, records)) {
-                    backlog.remove_barrier(snapshot);
-                    let barrier = Arrival::Control(Control::Barrier(snapshot));
-                    if let Verdict::Sealed(_) = admit(&mut self.aligner, input, barrier) {
-                        self.seal();
-                    }
-                }
-            }
-        }
-    }
-
-    fn seal(&mut self) {
-        if !self.log.seal() {
-            // Too much was in transit for a timed capture: let the next one wait for alignment.
-            self.blocking_until = self.aligner.captured().next();
-        }
-    }
-
-    /// Looks for the barrier of a late input. If it is in the ring, what stands before it is copied
-    /// to the log where it is, and the input has delivered: no slow stage is waited for. If it is
-    /// not there and the ring is full, its sender may be stuck before it, and gets some room.
-    fn log_ahead(&mut self, input: usize) -> Result<bool> {
-        let captured = self.aligner.captured();
-        let Input { ring, unlogged, .. } = &mut self.inputs[input];
-        if *unlogged {
-            return Ok(false);
-        }
-        let is_full = ring.len() == ring.capacity();
-        let barrier = Control::Barrier(captured);
-        match ring.peek_to(barrier) {
-            Some(records) => {
-                records.into_iter().for_each(|records| self.log.append(input, records));
-                if let Pulled::Barrier(snapshot) = self.control(input, barrier) {
-                    self.due = Some(snapshot);
-                }
-                Ok(true)
-            }
-            None if is_full => self.take_in(input, BATCH_RECORDS),
-            None => Ok(false),
-        }
-    }
-
-    /// Sets aside up to `max` records of what the ring of `input` has; of a late input also into the log, up to its
-    /// barrier. Whether anything moved. A trigger that comes of it is noted as due.
-    fn take_in(&mut self, input: usize, max: usize) -> Result<bool> {
-        let mut moved = self.inputs[input].backlog.poll()?;
-        let mut left = max;
-        let mut full = false;
-        while left > 0 {
-            let late = self.aligner.is_late(input) && !self.inputs[input].unlogged;
-            let Input { ring, backlog, .. } = &mut self.inputs[input];
-            let control = match ring.poll(left) {
-                Polled::Empty | Polled::Closed => break,
-                Polled::Records(mut records) => {
-                    let room = backlog.room().min(records.len());
-                    if room == 0 {
-                        full = true;
-                        break;
-                    }
-                    if late {
-                        let verdict = admit(&mut self.aligner, input, Arrival::Records);
-                        assert!(matches!(verdict, Verdict::Log(_)), "late input: {verdict:?}");
-                        self.log.append(input, &records.as_slice()[..room]);
-                    }
-                    let taken = backlog.push(&mut records);
-                    assert_eq!(taken, room, "a backlog takes what it has room for");
-                    left -= taken;
-                    None
-                }
-                Polled::Control(control @ Control::Barrier(_)) if late => Some(control),
-                Polled::Control(control) => {
-                    backlog.push_control(control);
-                    None
-                }
-            };
-            if let Some(barrier) = control
-                && let Pulled::Barrier(snapshot) = self.control(input, barrier)
-            {
-                self.due = Some(snapshot);
-                return Ok(true);
-            }
-            moved = true;
-        }
-        if full {
-            self.check_outgrown(input)?;
-        }
-        Ok(moved)
-    }
-
-    /// The backlog of `input` has no room.
-    fn check_outgrown(&self, input: usize) -> Result<()> {
-        let Input { kind, backlog, .. } = &self.inputs[input];
-        if *kind == InputKind::Regular || !backlog.is_exhausted() {
-            return Ok(());
-        }
-        Err(Error::Limit {
-            what: format!("what goes round in loop '{}'", self.setting.operator),
-            limit: self.setting.loop_limit.clone(),
-            remedy: "the loop makes more records than it lets out; mend its body, or give it more \
-                     memory or disk to spill to"
-                .into(),
-        })
-    }
-
-    fn set_aside_if_needed(&mut self, input: usize) -> Result<bool> {
-        let Input { ring, kind, .. } = &self.inputs[input];
-        let may = self.setting.spill || *kind == InputKind::BackEdge;
-        if may && ring.len() >= ring.capacity().div_ceil(2) {
-            return self.take_in(input, INPUT_RECORDS_MAX);
-        }
-        Ok(false)
-    }
-
-    /// The stage is full. Empties the rings that must not fill up meanwhile. Whether anything moved.
-    ///
-    /// # Errors
-    /// A disk's; a loop that outgrows its bounds.
-    pub fn relieve(&mut self, now_ns: u64) -> Result<bool> {
-        let overdue = self.is_overdue(now_ns);
-        let mut worked = false;
-        for input in 0..self.inputs.len() {
-            let back_edge = self.inputs[input].kind == InputKind::BackEdge;
-            if self.aligner.is_late(input) && self.log_ahead(input)? {
-                worked = true;
-            } else if overdue || back_edge {
-                worked |= self.take_in(input, INPUT_RECORDS_MAX)?;
-            } else if self.aligner.is_blocked(input) {
-                worked |= self.set_aside_if_needed(input)?;
-            }
-        }
-        Ok(worked)
     }
 }
 

@@ -276,3 +276,29 @@ fn trap_20_the_end_comes_when_nothing_goes_round_any_more_however_long_that_take
     assert_eq!(bench.pull(), Pulled::Ended);
     assert_eq!(bench.pull(), Pulled::Nothing, "once");
 }
+
+#[test]
+fn a_slow_stage_is_given_fewer_records_at_once_and_an_idle_step_does_not_change_that() {
+    let mut bench = bench(&[Regular], Mode::Abs, 1 << 10);
+    bench.inbox.start_small();
+    let mut step = |records: usize, ns: u64| {
+        bench.inbox.records_max = bench.inbox.records_max.min(SLOTS);
+        bench.send(0, (0..records as u64).collect::<Vec<_>>());
+        bench.pull();
+        let taken = bench.taken().len();
+        bench.inbox.took(ns);
+        while bench.pull() == Pulled::Worked {}
+        // What emptied the ring is no step of the test.
+        bench.taken();
+        bench.inbox.taken_most = 0;
+        (taken, bench.inbox.records_max)
+    };
+    assert_eq!(step(SLOTS, STEP_NS_MAX + 1), (8, 4));
+    assert_eq!(step(SLOTS, STEP_NS_MAX + 1), (4, 2));
+    for _ in 0..9 {
+        assert_eq!(step(0, 10), (0, 2), "an idle step says nothing");
+    }
+    assert_eq!(step(1, 10), (1, 2), "nor one that had little to take");
+    assert_eq!(step(SLOTS, 10), (2, 4));
+    assert_eq!(step(0, STEP_NS_MAX + 1), (0, 4), "something else took long");
+}

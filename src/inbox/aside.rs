@@ -1,0 +1,164 @@
+//! Logging late inputs, and setting records aside: what happens to records that the stage is not
+//! given yet. Which and why is said in [`super`].
+
+use super::{Inbox, Input, admit};
+use crate::align::{Arrival, InputKind, Verdict};
+use crate::channel::Polled;
+use crate::config::{BATCH_RECORDS, INPUT_RECORDS_MAX};
+use crate::error::{Error, Result};
+use crate::id::SnapshotId;
+use crate::inbox::Pulled;
+use crate::record::{Control, Record};
+
+impl<T: Record> Inbox<T> {
+    /// The trigger has come: what late inputs have had set aside is in transit.
+    pub(super) fn begin_log(&mut self, snapshot: SnapshotId) {
+        self.awaited.retain(|awaited| awaited.snapshot > snapshot);
+        self.seal(); // a trigger means that the snapshot before is sealed
+        if !self.aligner.is_logging() {
+            return;
+        }
+        self.log.begin(snapshot);
+        for input in 0..self.inputs.len() {
+            if !self.aligner.is_late(input) {
+                continue;
+            }
+            let Input { backlog, unlogged, .. } = &mut self.inputs[input];
+            *unlogged = !backlog.is_in_memory();
+            if *unlogged {
+                self.log.fail("too much is in transit: part of it is on disk".into());
+            } else {
+                let log = &mut self.log;
+                if backlog.before(snapshot, &mut |records| log.append(input, records)) {
+                    backlog.remove_barrier(snapshot);
+                    let barrier = Arrival::Control(Control::Barrier(snapshot));
+                    if let Verdict::Sealed(_) = admit(&mut self.aligner, input, barrier) {
+                        self.seal();
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn seal(&mut self) {
+        if !self.log.seal() {
+            // Too much was in transit for a timed capture: let the next one wait for alignment.
+            self.blocking_until = self.aligner.captured().next();
+        }
+    }
+
+    /// Looks for the barrier of a late input. If it is in the ring, what stands before it is copied
+    /// to the log where it is, and the input has delivered: no slow stage is waited for. If it is
+    /// not there and the ring is full, its sender may be stuck before it, and gets some room.
+    pub(super) fn log_ahead(&mut self, input: usize) -> Result<bool> {
+        let captured = self.aligner.captured();
+        let Input { ring, unlogged, .. } = &mut self.inputs[input];
+        if *unlogged {
+            return Ok(false);
+        }
+        let is_full = ring.len() == ring.capacity();
+        let barrier = Control::Barrier(captured);
+        match ring.peek_to(barrier) {
+            Some(records) => {
+                records.into_iter().for_each(|records| self.log.append(input, records));
+                if let Pulled::Barrier(snapshot) = self.control(input, barrier) {
+                    self.due = Some(snapshot);
+                }
+                Ok(true)
+            }
+            None if is_full => self.take_in(input, BATCH_RECORDS),
+            None => Ok(false),
+        }
+    }
+
+    /// Sets aside up to `max` records of what the ring of `input` has; of a late input also into the
+    /// log, up to its barrier. Whether anything moved. A trigger that comes of it is noted as due.
+    fn take_in(&mut self, input: usize, max: usize) -> Result<bool> {
+        let mut moved = self.inputs[input].backlog.poll()?;
+        let mut left = max;
+        let mut full = false;
+        while left > 0 {
+            let late = self.aligner.is_late(input) && !self.inputs[input].unlogged;
+            let Input { ring, backlog, .. } = &mut self.inputs[input];
+            let control = match ring.poll(left) {
+                Polled::Empty | Polled::Closed => break,
+                Polled::Records(mut records) => {
+                    let room = backlog.room().min(records.len());
+                    if room == 0 {
+                        full = true;
+                        break;
+                    }
+                    if late {
+                        let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                        assert!(matches!(verdict, Verdict::Log(_)), "late input: {verdict:?}");
+                        self.log.append(input, &records.as_slice()[..room]);
+                    }
+                    let taken = backlog.push(&mut records);
+                    assert_eq!(taken, room, "a backlog takes what it has room for");
+                    left -= taken;
+                    None
+                }
+                Polled::Control(control @ Control::Barrier(_)) if late => Some(control),
+                Polled::Control(control) => {
+                    backlog.push_control(control);
+                    None
+                }
+            };
+            if let Some(barrier) = control
+                && let Pulled::Barrier(snapshot) = self.control(input, barrier)
+            {
+                self.due = Some(snapshot);
+                return Ok(true);
+            }
+            moved = true;
+        }
+        if full {
+            self.check_outgrown(input)?;
+        }
+        Ok(moved)
+    }
+
+    /// The backlog of `input` has no room.
+    fn check_outgrown(&self, input: usize) -> Result<()> {
+        let Input { kind, backlog, .. } = &self.inputs[input];
+        if *kind == InputKind::Regular || !backlog.is_exhausted() {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what: format!("what goes round in loop '{}'", self.setting.operator),
+            limit: self.setting.loop_limit.clone(),
+            remedy: "the loop makes more records than it lets out; mend its body, or give it more \
+                     memory or disk to spill to"
+                .into(),
+        })
+    }
+
+    pub(super) fn set_aside_if_needed(&mut self, input: usize) -> Result<bool> {
+        let Input { ring, kind, .. } = &self.inputs[input];
+        let may = self.setting.spill || *kind == InputKind::BackEdge;
+        if may && ring.len() >= ring.capacity().div_ceil(2) {
+            return self.take_in(input, INPUT_RECORDS_MAX);
+        }
+        Ok(false)
+    }
+
+    /// The stage is full. Empties the rings that must not fill up meanwhile. Whether anything moved.
+    ///
+    /// # Errors
+    /// A disk's; a loop that outgrows its bounds.
+    pub fn relieve(&mut self, now_ns: u64) -> Result<bool> {
+        let overdue = self.is_overdue(now_ns);
+        let mut worked = false;
+        for input in 0..self.inputs.len() {
+            let back_edge = self.inputs[input].kind == InputKind::BackEdge;
+            if self.aligner.is_late(input) && self.log_ahead(input)? {
+                worked = true;
+            } else if overdue || back_edge {
+                worked |= self.take_in(input, INPUT_RECORDS_MAX)?;
+            } else if self.aligner.is_blocked(input) {
+                worked |= self.set_aside_if_needed(input)?;
+            }
+        }
+        Ok(worked)
+    }
+}
