@@ -75,6 +75,11 @@ impl KeyGroup {
     }
 }
 
+/// A file of the snapshot directory that state lies in, as one process numbers them: the number
+/// means nothing to the next process, which finds names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u32);
+
 /// Which share of an operator's state some bytes are: what decides who takes them on a restore with
 /// another parallelism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

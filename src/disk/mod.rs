@@ -37,6 +37,9 @@ pub use file::FileHandle;
 pub use memory::{Faults, MemoryDisk};
 pub use system::SystemDisk;
 
+/// Bytes on their way to or from a disk, at an alignment that direct I/O takes.
+pub type Buffer = rkyv::util::AlignedVec<4096>;
+
 /// Disk over io_uring.
 pub type UringDisk = SystemDisk<uring::UringQueue>;
 /// Disk over plain positional I/O on a side thread per queue.

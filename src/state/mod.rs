@@ -34,6 +34,7 @@
 //!   loads anyway, and one `memcpy` serves some hundred entries.
 
 mod directory;
+mod exchange;
 mod keyed;
 mod native;
 mod page;
@@ -45,11 +46,12 @@ mod slot;
 mod tests;
 mod value;
 
+pub use exchange::{Chunk, ChunkPage, PageEntry, PageSource, Place};
 pub use keyed::{Cursor, KeyedTable};
 pub use value::ValueState;
 
 use crate::error::Error;
-use crate::id::{SnapshotId, StateSlot};
+use crate::id::{SegmentId, SnapshotId, StateSlot};
 
 /// The interface of everything that is part of a snapshot.
 pub trait OperatorState: Send {
@@ -85,11 +87,50 @@ pub enum Drained {
     Waiting,
 }
 
-/// Takes the pieces of a marked version.
+/// Takes a marked version, one state after the other.
+///
+/// A state is handed over as pieces ([`write`](Self::write)), all of which every snapshot holds, or
+/// as pages ([`pages`](Self::pages)), of which a snapshot writes those that changed and refers to
+/// the others where they lie.
 pub trait StateWriter {
     /// One piece: opaque bytes that [`OperatorState::restore`] takes back with the same `slot` and
     /// `schema`.
     fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]);
+
+    /// Takes the pages of `chunk` and leaves it empty, perhaps with other memory. Where its first
+    /// byte will lie.
+    fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
+        let _ = (schema, chunk);
+        unreachable!("no pages are written here")
+    }
+
+    /// Whether this snapshot must list every page, because there is no earlier index to go on from
+    /// or the way back to one is long: then all of them go through [`map`](Self::map) before the
+    /// state is done, besides the chunks.
+    fn wants_map(&self) -> bool {
+        true
+    }
+
+    /// Some pages that lie on disk as of this snapshot.
+    fn map(&mut self, schema: u32, entries: &[PageEntry]) {
+        let _ = (schema, entries);
+    }
+
+    /// As of this snapshot, pages of the state lie in this segment, so many bytes.
+    fn keeps(&mut self, segment: SegmentId, bytes: u64) {
+        let _ = (segment, bytes);
+    }
+
+    /// The segment whose pages should be written again, so that it is not needed any more.
+    fn empties(&self) -> Option<SegmentId> {
+        None
+    }
+
+    /// Whether another `bytes` of it may be written again with this snapshot.
+    fn may_rewrite(&mut self, bytes: usize) -> bool {
+        let _ = bytes;
+        false
+    }
 }
 
 /// Schema of a piece: pages of plain keys.
