@@ -2,7 +2,9 @@
 //!
 //! - [`paper`]: the functions of the "paper" topology, three shuffles with a closed-form checksum
 //! - [`zipf`]: text made from a seed, line by line
+//! - [`ranks`]: Zipf's law
 //! - [`words`]: what a word is
+//! - [`updates`]: values of any size that are updated by key
 //! - [`edges`]: a random graph, edge by edge
 //!
 //! Invariants
@@ -12,5 +14,7 @@
 
 pub mod edges;
 pub mod paper;
+pub mod ranks;
+pub mod updates;
 pub mod words;
 pub mod zipf;

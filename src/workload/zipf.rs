@@ -1,6 +1,6 @@
 //! Text made from a seed: Zipf-distributed words, each line a pure function of its number.
 //!
-//! Owns the vocabulary and the drawing of words. A line is found by its number alone, so a source
+//! Owns the vocabulary; words are drawn by [`Ranks`]. A line is found by its number alone, so a source
 //! keeps no generator state: its offset is the number of the next line.
 //!
 //! Invariants
@@ -8,13 +8,11 @@
 //!   integers and correctly rounded divisions and sums of `f64` are used.
 //! - All words of a vocabulary differ, are valid UTF-8 and hold no ASCII white space.
 //! - Word of rank r (from 1) is drawn with a probability proportional to 1/r.
-//!
-//! Words are drawn with Walker's alias method, in the construction of Vose ("A Linear Algorithm for
-//! Generating Random Numbers with a Given Distribution", 1991).
 
 use std::collections::BTreeSet;
 
 use super::paper::mix;
+use super::ranks::{Ranks, scale};
 
 /// Distinct words of the text that the command line makes by itself.
 pub const VOCABULARY_DEFAULT: usize = 100_000;
@@ -44,17 +42,10 @@ const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 pub struct ZipfText {
     seed: u64,
     words_per_line: u64,
-    slots: Vec<AliasSlot>,
+    ranks: Ranks,
     spans: Vec<Span>,
     /// All words one after the other, then a block of zeros so that any word can be read as a block.
     letters: Vec<u8>,
-}
-
-/// One column of the alias table: below the threshold it means itself, else its alias.
-#[derive(Clone, Copy, Debug)]
-struct AliasSlot {
-    threshold: u32,
-    alias: u32,
 }
 
 /// Where a word stands in the letters.
@@ -82,8 +73,8 @@ impl ZipfText {
         }
         letters.extend_from_slice(&[0; BLOCK_BYTES]);
         assert!(u32::try_from(letters.len()).is_ok(), "{} bytes of words", letters.len());
-        let slots = alias_table(vocabulary);
-        Self { seed: mix(seed), words_per_line: words_per_line as u64, slots, spans, letters }
+        let ranks = Ranks::new(vocabulary);
+        Self { seed: mix(seed), words_per_line: words_per_line as u64, ranks, spans, letters }
     }
 
     /// Appends line number `index`, without a line end, to `line`. Words stand one space apart.
@@ -101,11 +92,7 @@ impl ZipfText {
 
     #[inline]
     fn append_word(&self, random: u64, line: &mut Vec<u8>) {
-        let column = scale(random, self.slots.len() as u64) as usize;
-        let slot = self.slots[column];
-        // The column came from the upper bits; the lower half decides within it.
-        let keeps = (random as u32) < slot.threshold;
-        let span = self.spans[if keeps { column } else { slot.alias as usize }];
+        let span = self.spans[self.ranks.draw(random)];
         let (start, length) = (span.start as usize, span.length as usize);
         if length <= BLOCK_BYTES {
             // A block of fixed length, cut afterwards, is cheaper than a copy of unknown length.
@@ -116,35 +103,6 @@ impl ZipfText {
             line.extend_from_slice(&self.letters[start..start + length]);
         }
     }
-}
-
-/// Maps 64 random bits to `0..bound` by their upper bits.
-#[inline]
-fn scale(random: u64, bound: u64) -> u64 {
-    ((u128::from(random) * u128::from(bound)) >> 64) as u64
-}
-
-/// Columns so that drawing one evenly and then it or its alias gives rank r with weight 1/r.
-fn alias_table(ranks: usize) -> Vec<AliasSlot> {
-    let sum: f64 = (1..=ranks).rev().map(|rank| 1.0 / rank as f64).sum();
-    // Probabilities in units of a column; the columns below 1 are filled up from those above.
-    let mut weights: Vec<f64> =
-        (1..=ranks).map(|rank| ranks as f64 / (rank as f64 * sum)).collect();
-    let (mut small, mut large): (Vec<usize>, Vec<usize>) =
-        (0..ranks).partition(|column| weights[*column] < 1.0);
-    let mut slots: Vec<AliasSlot> =
-        (0..ranks).map(|column| AliasSlot { threshold: u32::MAX, alias: column as u32 }).collect();
-    while let (Some(low), Some(high)) = (small.pop(), large.last().copied()) {
-        slots[low] =
-            AliasSlot { threshold: (weights[low] * 4_294_967_296.0) as u32, alias: high as u32 };
-        weights[high] -= 1.0 - weights[low];
-        if weights[high] < 1.0 {
-            large.pop();
-            small.push(high);
-        }
-    }
-    // What is left of either list is 1 but for rounding, and each means itself already.
-    slots
 }
 
 /// `count` different words, the most frequent first and mostly the shortest.
