@@ -3,6 +3,7 @@
 //! [`run`] runs it on pinned threads; [`stepper::Stepper`] is the same engine without a thread, for
 //! tests and for callers with a loop of their own. Both carry out what the [`supervisor`] says.
 
+pub mod hiccup;
 mod park;
 mod pool;
 pub mod stepper;
