@@ -1,9 +1,13 @@
 //! The jobs that come with tidegate: what the command line runs, what benchmarks measure.
 //!
-//! Here stands what they share: which results are emitted, where they go, how input is paced.
+//! Here stands what they share: which results are emitted, where they go, how input is paced. Measured
+//! runs are sent by a [`timetable`] and their [`arrivals`] noted.
 
+pub mod arrivals;
 pub mod components;
 pub mod paper;
+pub mod timetable;
+pub mod updates;
 pub mod word_count;
 
 use std::path::PathBuf;

@@ -80,6 +80,8 @@ pub enum Read {
     Idle,
     /// Nothing now; more is on its way from the disk.
     Soon,
+    /// Nothing before this time, ns of [`crate::clock`].
+    Until(u64),
     /// The split has come to its end.
     End,
 }
@@ -255,9 +257,10 @@ impl<T: Record> SourceHead<T> {
             }
             match read {
                 Read::More => {}
-                Read::Idle | Read::Soon if *pulled > 0 => break,
+                Read::Idle | Read::Soon | Read::Until(_) if *pulled > 0 => break,
                 Read::Idle => return Ok(SourcePull::Idle(Some(now_ns + IDLE_POLL_NS))),
                 Read::Soon => return Ok(SourcePull::Idle(Some(now_ns + SOON_POLL_NS))),
+                Read::Until(due_ns) => return Ok(SourcePull::Idle(Some(due_ns))),
                 Read::End => {
                     return Ok(if *pulled > 0 { SourcePull::Worked } else { SourcePull::Ended });
                 }
