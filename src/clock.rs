@@ -5,7 +5,8 @@
 //! most (a reading costs 20-70 ns).
 //!
 //! Invariants
-//! - [`now_ns`] never goes back within a process and means nothing outside it.
+//! - [`now_ns`] never goes back within a process and means nothing outside it; [`machine_ns`] is the
+//!   same clock, from another beginning.
 //! - [`unix_ms`] may jump; nothing is decided by it.
 
 #![expect(clippy::disallowed_methods, reason = "this is the one home of reading time")]
@@ -14,6 +15,7 @@ use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Longest duration a histogram tells apart, ns: one hour.
 const DURATION_NS_MAX: u64 = 3_600_000_000_000;
@@ -25,6 +27,13 @@ pub fn now_ns() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     // 64 bits of nanoseconds last 584 years.
     START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// Nanoseconds since this machine came up, for two of its processes to compare.
+#[must_use]
+pub fn machine_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Milliseconds since 1970-01-01 UTC; 0 if the calendar is set before that.

@@ -176,6 +176,27 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     tidegate(&["bench", "paper", "--ring-slots", "1000"])
         .refused(2, &["ring slots", "power of two"]);
     tidegate(&["bench", "paper", "--snapshots", "x"]).refused(2, &["--mode abs"]);
+    for rate in ["0", "-5", "NaN", "x", "2e9"] {
+        let needles = ["--rate", rate, "from 1 to 1000000000", "leave it out"];
+        tidegate(&["bench", "paper", "--rate", rate]).refused(2, &needles);
+        tidegate(&["bench", "state", "--rate", rate]).refused(2, &needles);
+    }
+    let state =
+        |more: &[&str]| tidegate(&[&["bench", "state", "--parallelism", "1"], more].concat());
+    let sizes = ["value-bytes is 48", "8, 16, 32, 64, 128, 256, 512, 1024"];
+    state(&["--value-bytes", "48"]).refused(2, &sizes);
+    state(&["--keys", "0"]).refused(2, &["--keys"]);
+    for bytes in ["8", "1024"] {
+        state(&["--keys", "99999999999", "--value-bytes", bytes])
+            .refused(2, &["keys is 99999999999", "MiB of memory are available", "keys fit"]);
+    }
+    state(&["--skew", "pareto"]).refused(2, &["--skew", "uniform", "zipf"]);
+    state(&["--mode", "unaligned"]).refused(2, &["--mode", "none", "abs", "sync"]);
+    state(&["--mode", "none", "--restart"]).refused(2, &["--restart", "--mode abs"]);
+    state(&["--mode", "none", "--snapshots", "x"]).refused(2, &["--snapshots", "--mode abs"]);
+    state(&["--seconds", "3"]).refused(2, &["--rate <N>"]);
+    state(&["--seconds", "3", "--rate", "5", "--records", "9"]).refused(2, &["--records"]);
+    state(&["--interval", "10us"]).refused(2, &["--interval", "1ms"]);
     for command in [&["bench", "paper"][..], &["word-count"], &["iterate", "--mode", "sync"]] {
         let ran = tidegate(&[command, &["--align-timeout", "5ms"]].concat());
         ran.refused(2, &["--align-timeout", "--mode unaligned"]);

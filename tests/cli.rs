@@ -222,6 +222,82 @@ fn the_paper_workload_is_right_in_every_mode_and_says_which() {
 }
 
 #[test]
+fn an_open_loop_gives_latency_with_hiccups_beside_it_and_null_where_samples_are_few() {
+    let more = ["bench", "paper", "--rate", "20000", "--records", "4000", "--keys", "50", "--json"];
+    for mode in [&["none"][..], &["abs", "--interval", "10ms"]] {
+        let numbers = json(&tidegate(&[&more[..], &["--mode"], mode].concat()).succeeded());
+        assert_eq!(numbers["checksum"], numbers["expected_checksum"], "{numbers}");
+        assert!(numbers["late_generator"].is_boolean() && numbers["rate"] == 20_000.0, "{numbers}");
+        // A tenth of so short a run is warm-up.
+        assert_eq!(numbers["latency_us"]["samples"], 3_600, "{numbers}");
+        for row in ["latency_us", "hiccup_us"] {
+            assert!(numbers[row]["p50"].as_f64() >= Some(0.0), "{row} in {numbers}");
+            assert!(numbers[row]["max"].as_f64() > Some(0.0), "{row} in {numbers}");
+        }
+        assert_eq!(numbers["latency_us"]["p9999"], Value::Null, "{numbers}");
+    }
+    let text = String::from_utf8(tidegate(&more[..8]).succeeded().stdout).expect("text");
+    let rows = text.lines().map(|line| line.split_whitespace().next()).collect::<Vec<_>>();
+    let at = rows.iter().position(|row| *row == Some("latency")).expect("a row");
+    assert_eq!(rows[at + 1], Some("hiccups"), "{text}");
+}
+
+#[test]
+fn without_a_rate_there_is_no_latency() {
+    let more = ["bench", "paper", "--records", "1000", "--keys", "5", "--json"];
+    let numbers = json(&tidegate(&more).succeeded());
+    for number in ["rate", "late_generator", "latency_us", "hiccup_us"] {
+        assert_eq!(numbers[number], Value::Null, "{number} in {numbers}");
+    }
+}
+
+#[test]
+fn a_rate_that_cannot_be_kept_is_said_to_be() {
+    let more = ["bench", "paper", "--rate", "1e9", "--records", "200000", "--keys", "50", "--json"];
+    let ran = tidegate(&more).succeeded();
+    assert_eq!(json(&ran)["late_generator"], true);
+}
+
+#[test]
+fn state_of_every_size_and_skew_is_right_in_every_mode() {
+    let more = ["bench", "state", "--keys", "300", "--records", "5000", "--json"];
+    let sizes = ["8", "16", "32", "64", "128", "256", "512", "1024"];
+    for (index, bytes) in sizes.into_iter().enumerate() {
+        let mode = ["none", "abs", "sync"][index % 3];
+        let skew = ["uniform", "zipf"][index % 2];
+        let shape = ["--value-bytes", bytes, "--skew", skew, "--mode", mode, "--interval", "1ms"];
+        let numbers = json(&tidegate(&[&more[..], &shape].concat()).succeeded());
+        assert_eq!(numbers["checksum"], numbers["expected_checksum"], "{numbers}");
+        assert_eq!(numbers["state_bytes"], 300 * (8 + bytes.parse::<u64>().unwrap()));
+        assert_eq!((&numbers["skew"], &numbers["mode"]), (&skew.into(), &mode.into()));
+        assert!(numbers["updates_per_second"].as_f64() > Some(0.0), "{numbers}");
+        assert!(numbers["peak_rss_bytes"].is_u64(), "{numbers}");
+        let snapshots = mode != "none";
+        assert_eq!(numbers["snapshots_completed"] != 0, snapshots, "{numbers}");
+        assert_eq!(numbers["snapshot_bytes"].is_u64(), snapshots, "{numbers}");
+        assert_eq!(numbers["phases_us"]["capture"]["max"].is_number(), snapshots, "{numbers}");
+    }
+}
+
+#[test]
+fn state_at_a_rate_has_latency_and_goes_on_from_its_snapshots_where_that_is_asked() {
+    let more = ["bench", "state", "--keys", "1000", "--rate", "50000", "--records", "10000"];
+    let rest = ["--interval", "5ms", "--restart", "--json"];
+    let numbers = json(&tidegate(&[&more[..], &rest].concat()).succeeded());
+    assert_eq!(numbers["latency_us"]["samples"], 9_000, "{numbers}");
+    assert!(numbers["hiccup_us"]["max"].as_f64() > Some(0.0), "{numbers}");
+    let restart = &numbers["restart"];
+    assert!(restart["restored"].is_u64(), "{numbers}");
+    let [process, engine] = ["process_to_first_ms", "engine_to_first_ms"]
+        .map(|name| restart[name].as_f64().expect("a number"));
+    assert!(process > engine && engine > 0.0, "{numbers}");
+    let text = String::from_utf8(tidegate(&more).succeeded().stdout).expect("text");
+    for row in ["updates in", "snapshots: ", "capture", "latency", "hiccups", "memory: "] {
+        assert!(text.contains(row), "no '{row}' in {text}");
+    }
+}
+
+#[test]
 fn components_equal_union_find_in_every_mode_on_one_worker_and_on_two() {
     let place = Place::of_edges(2000);
     assert_components(&place.iterate(&[]).succeeded().stdout, &place.text);

@@ -85,6 +85,23 @@ fn is_broken_pipe(error: &Error) -> bool {
     }
 }
 
+/// Says so where this program is slow.
+pub fn warn_of_debug_build() {
+    if cfg!(debug_assertions) {
+        say("warning: a debug build; its figures mean nothing");
+    }
+}
+
+/// Compares a checksum with the known answer.
+pub fn check_checksum(found: &str, expected: &str) -> Result<(), Failure> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Failure::WrongResult(format!(
+        "checksum {found} differs from the expected {expected}: records were lost, repeated or changed"
+    )))
+}
+
 /// A line for the person at the terminal. Standard error may be closed; nothing is to be done then.
 pub fn say(line: &str) {
     _ = writeln!(io::stderr(), "tidegate: {line}");

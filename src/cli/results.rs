@@ -191,6 +191,7 @@ impl Resolved {
             unit: unit.name(),
             progress: self.output.is_some() || !io::stdout().is_terminal(),
             warning: self.config.snapshots.is_none().then_some(NO_SNAPSHOTS),
+            until: None,
         };
         let watched = watch::run(graph, &self.config, handle, show)?;
         if self.json {

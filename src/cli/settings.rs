@@ -61,7 +61,7 @@ impl ModeName {
 }
 
 /// How long barriers are waited for, and where records wait meanwhile.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct Alignment {
     /// With --mode unaligned: wait so long for barriers, then make the records of inputs that are
     /// late a part of the snapshot [default: 10ms]
@@ -119,6 +119,15 @@ pub fn default_parallelism() -> usize {
 }
 
 impl Workers {
+    /// The same, for a process that is to run like this one.
+    pub fn as_arguments(&self, config: &Config) -> Vec<String> {
+        let driver = self.driver.to_possible_value().expect("none is skipped");
+        let mut arguments = vec!["--parallelism".into(), config.workers.to_string()];
+        arguments.extend(["--driver".into(), driver.get_name().into()]);
+        arguments.extend(self.busy_poll.then(|| "--busy-poll".into()));
+        arguments
+    }
+
     /// The configuration, with snapshots if there is a directory for them. Checked.
     pub fn config(&self, asked: Asked<'_>) -> Result<Config, Failure> {
         let Asked { directory, interval, mode, alignment } = asked;

@@ -83,6 +83,11 @@ pub fn peak_rss_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// From now on [`peak_rss_bytes`] is of what follows, where the kernel allows it.
+pub fn forget_peak_rss() {
+    _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Memory that can be had without swapping, where the kernel says.
 pub fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -33,6 +33,8 @@ pub struct Show {
     /// A warning to give once the job runs, and not before: a job that cannot begin has one
     /// message, which is why.
     pub warning: Option<&'static str>,
+    /// Stops the job once this is so; looked at about every 20 ms.
+    pub until: Option<Box<dyn Fn() -> bool>>,
 }
 
 /// What a run did, and the last snapshot it completed.
@@ -114,7 +116,12 @@ impl Watch {
             Notice::Restarting { error, after } => {
                 self.say(&format!("warning: {error}; starting again in {after:?}"));
             }
-            Notice::Tick => self.tick(clock::now_ns()),
+            Notice::Tick => {
+                if self.show.until.as_ref().is_some_and(|reached| reached()) {
+                    self.handle.stop();
+                }
+                self.tick(clock::now_ns());
+            }
             _ => {}
         }
     }

@@ -35,14 +35,17 @@ struct Seen {
     /// `u64::MAX`: none.
     first_ns: AtomicU64,
     last_ns: AtomicU64,
+    /// Longest time in which nothing arrived anywhere, after the start.
+    gap_ns: AtomicU64,
 }
 
 impl Arrivals {
     /// Of records that are sent by `timetable`.
     #[must_use]
     pub fn new(timetable: Timetable) -> Self {
-        let [records, last_ns] = [0, 0].map(AtomicU64::new);
-        let seen = Arc::new(Seen { records, first_ns: AtomicU64::new(u64::MAX), last_ns });
+        let [records, last_ns, gap_ns] = [0; 3].map(AtomicU64::new);
+        let first_ns = AtomicU64::new(u64::MAX);
+        let seen = Arc::new(Seen { records, first_ns, last_ns, gap_ns });
         Self { timetable, latency_ns: Arc::new(Mutex::new(clock::histogram_ns())), seen }
     }
 
@@ -79,12 +82,24 @@ impl Arrivals {
         self.timetable.started_ns().map_or(0, |started_ns| last_ns.saturating_sub(started_ns))
     }
 
+    /// The longest time after the timetable's start in which nothing arrived at any sink, ns.
+    #[must_use]
+    pub fn longest_gap_ns(&self) -> u64 {
+        self.seen.gap_ns.load(Ordering::Relaxed)
+    }
+
     fn note(&self, count: u64, now_ns: u64) {
-        let Seen { records, first_ns, last_ns } = &*self.seen;
+        let Seen { records, first_ns, last_ns, gap_ns } = &*self.seen;
         if first_ns.load(Ordering::Relaxed) == u64::MAX {
             first_ns.fetch_min(now_ns, Ordering::Relaxed);
         }
-        last_ns.fetch_max(now_ns, Ordering::Relaxed);
+        let before_ns = last_ns.fetch_max(now_ns, Ordering::Relaxed);
+        if self.timetable.started_ns().is_some_and(|started_ns| before_ns >= started_ns) {
+            let gap = now_ns.saturating_sub(before_ns);
+            if gap > gap_ns.load(Ordering::Relaxed) {
+                gap_ns.fetch_max(gap, Ordering::Relaxed);
+            }
+        }
         let all = records.fetch_add(count, Ordering::Relaxed) + count;
         if self.timetable.started_ns().is_none() && all >= self.timetable.timing().loaded {
             self.timetable.start(now_ns);
