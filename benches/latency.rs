@@ -80,7 +80,7 @@ impl Case {
             report.cadence.completed,
             report.cadence.asked,
         );
-        println!("  {:10}             hiccups {}", "", quantiles(&hiccups));
+        println!("  {:10}             hiccups {}", "", quantiles(&hiccups.late_ns));
     }
 }
 

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use tidegate::engine::Report;
-use tidegate::engine::hiccup::Hiccups;
+use tidegate::engine::hiccup::{Found, Hiccups};
 use tidegate::jobs::arrivals::Arrivals;
 
 use crate::cli::exit::{self, Failure};
@@ -84,41 +84,54 @@ pub struct Latency {
     late_generator: Option<bool>,
     latency_us: Option<Quantiles>,
     hiccup_us: Option<Quantiles>,
+    /// Whether hiccups were measured ahead of workers, and so are the machine's alone.
+    hiccup_preempting: Option<bool>,
 }
 
 impl Latency {
-    /// Of a run whose hiccups were these, ns.
-    pub fn of(arrivals: &Arrivals, hiccup_ns: &Histogram<u64>) -> Self {
+    /// Of a run with these hiccups.
+    pub fn of(arrivals: &Arrivals, hiccups: &Found) -> Self {
         Self {
             rate: arrivals.timetable().timing().per_second,
             late_generator: Some(arrivals.timetable().is_late()),
             latency_us: Some(Quantiles::of(&arrivals.latency_ns())),
-            hiccup_us: Some(Quantiles::of(hiccup_ns)),
+            hiccup_us: Some(Quantiles::of(&hiccups.late_ns)),
+            hiccup_preempting: Some(hiccups.preempting),
         }
     }
 
-    /// Its two rows, if there was a rate, and what is wrong with them on standard error.
-    pub fn text(&self) -> String {
-        let (Some(latency), Some(hiccup)) = (self.latency_us, self.hiccup_us) else {
-            return String::new();
-        };
+    /// Says on standard error what is wrong with it.
+    pub fn warn(&self) {
         if self.late_generator == Some(true) {
             exit::say(
                 "warning: the generator fell behind its timetable and did not catch up: this rate \
                  cannot be kept, and the latency grows with the length of the run",
             );
         }
+        if self.hiccup_preempting == Some(false) {
+            exit::say(
+                "warning: hiccups include waits for the workers: no thread may be given priority \
+                 here (it needs root or CAP_SYS_NICE)",
+            );
+        }
+    }
+
+    /// Its two rows, if there was a rate.
+    pub fn text(&self) -> String {
+        let (Some(latency), Some(hiccup)) = (self.latency_us, self.hiccup_us) else {
+            return String::new();
+        };
         let head = Quantiles::head("us");
         format!("{head}{}{}", latency.row("latency"), hiccup.row("hiccups"))
     }
 }
 
-/// What `run` returns, and the hiccups of the cores of `workers` meanwhile, ns, if they are asked for.
+/// What `run` returns, and the hiccups of the cores of `workers` meanwhile, if they are asked for.
 pub fn beside<R>(
     hiccups: bool,
     workers: usize,
     run: impl FnOnce() -> Result<R, Failure>,
-) -> Result<(R, Option<Histogram<u64>>), Failure> {
+) -> Result<(R, Option<Found>), Failure> {
     let hiccups = hiccups.then(|| Hiccups::start(workers)).transpose()?;
     Ok((run()?, hiccups.map(Hiccups::stop)))
 }

@@ -113,14 +113,14 @@ pub fn run(arguments: &Paper) -> Result<(), Failure> {
     exit::warn_of_debug_build();
     let (graph, checksum, arrivals) = arguments.job(config.workers)?;
     let show = Show { unit: "records", progress: true, warning: None, until: None };
-    let (watched, hiccup_ns) = latency::beside(arrivals.is_some(), config.workers, || {
+    let (watched, hiccups) = latency::beside(arrivals.is_some(), config.workers, || {
         watch::run(&graph, &config, handle, show)
     })?;
     let report = watched.report;
     if report.end != End::Complete {
         return Err(Failure::Failed("stopped before the end: there is no result".into()));
     }
-    let measured = arrivals.as_ref().zip(hiccup_ns.as_ref());
+    let measured = arrivals.as_ref().zip(hiccups.as_ref());
     let numbers = Numbers {
         peak_rss_bytes: summary::peak_rss_bytes(),
         latency: measured.map_or_else(Latency::default, |(a, h)| Latency::of(a, h)),
@@ -128,6 +128,7 @@ pub fn run(arguments: &Paper) -> Result<(), Failure> {
         expected_checksum: format!("{:016x}", expected_checksum(records, *keys)),
         ..numbers(arguments, &config, &report)
     };
+    numbers.latency.warn();
     print(arguments, &numbers, &report)?;
     exit::check_checksum(&numbers.checksum, &numbers.expected_checksum)?;
     if arrivals.is_some() { latency::refuse_restarted(&report) } else { Ok(()) }

@@ -165,7 +165,7 @@ pub fn run(arguments: &State) -> Result<(), Failure> {
     });
     let wanted = if until.is_some() { End::Stopped } else { End::Complete };
     let show = Show { unit: "records", progress: true, warning: None, until };
-    let (watched, hiccup_ns) = latency::beside(arguments.rate.is_some(), config.workers, || {
+    let (watched, hiccups) = latency::beside(arguments.rate.is_some(), config.workers, || {
         watch::run(&updates.graph, &config, handle, show)
     })?;
     let report = watched.report;
@@ -188,10 +188,11 @@ pub fn run(arguments: &State) -> Result<(), Failure> {
         rss_bytes_before,
         peak_rss_bytes,
         snapshot_bytes: place.as_ref().and_then(newest_bytes),
-        latency: hiccup_ns.map_or_else(Latency::default, |ns| Latency::of(&arrivals, &ns)),
+        latency: hiccups.map_or_else(Latency::default, |found| Latency::of(&arrivals, &found)),
         restart,
         ..numbers(arguments, &config, &report)
     };
+    numbers.latency.warn();
     print(arguments, &numbers, &report)?;
     exit::check_checksum(&numbers.checksum, &numbers.expected_checksum)?;
     if let Some(restart) = &numbers.restart {
