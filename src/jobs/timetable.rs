@@ -51,6 +51,11 @@ impl Timing {
     pub fn of(records: u64, per_second: Option<f64>) -> Self {
         Self { loaded: 0, records, held_after: None, per_second }
     }
+
+    /// Indices that are sent behind the loaded ones.
+    fn sent(&self) -> u64 {
+        self.held_after.map_or(self.records, |held_after| held_after.min(self.records))
+    }
 }
 
 /// The timetable of one run, for its sources, its sink and whoever looks on.
@@ -94,19 +99,19 @@ impl Timetable {
     /// Latencies of records due from then on count, ns; none do without a rate or before the start.
     #[must_use]
     pub fn measured_from_ns(&self) -> Option<u64> {
-        let run_ns = self.timing.records as f64 * 1e9 / self.timing.per_second?;
+        let run_ns = self.timing.sent() as f64 * 1e9 / self.timing.per_second?;
         let warm_up_ns = (run_ns as u64 / WARM_UP_SHARE).min(WARM_UP_NS_MAX);
         Some(self.started_ns()?.saturating_add(warm_up_ns))
     }
 
     /// Indices below this may be sent at `now_ns`.
     fn sendable(&self, now_ns: u64) -> u64 {
-        let Timing { loaded, records, held_after, per_second } = self.timing;
+        let Timing { loaded, per_second, .. } = self.timing;
         let Some(started_ns) = self.started_ns() else { return loaded };
         let due = per_second.map_or(u64::MAX, |per_second| {
             1 + (now_ns.saturating_sub(started_ns) as f64 * per_second / 1e9) as u64
         });
-        loaded + due.min(records).min(held_after.unwrap_or(u64::MAX))
+        loaded + due.min(self.timing.sent())
     }
 
     /// When `index` is due; without a timetable for it, `now_ns`.
@@ -123,9 +128,8 @@ impl Timetable {
 
     /// From this index on it is judged whether the generator keeps up.
     fn judged_from(&self) -> u64 {
-        let Timing { loaded, records, held_after, .. } = self.timing;
-        let sent = held_after.unwrap_or(records).min(records);
-        loaded + sent - sent / JUDGED_SHARE
+        let sent = self.timing.sent();
+        self.timing.loaded + sent - sent / JUDGED_SHARE
     }
 }
 
@@ -235,9 +239,8 @@ impl<F> Lane<F> {
         }
         let least_ns = self.behind_ns.map_or(behind_ns, |least_ns| least_ns.min(behind_ns));
         self.behind_ns = Some(least_ns);
-        let Timing { loaded, records, held_after, .. } = self.timetable.timing;
-        let end = loaded + held_after.unwrap_or(records).min(records);
-        if self.next >= end && least_ns > LATE_NS {
+        let timing = self.timetable.timing;
+        if self.next >= timing.loaded + timing.sent() && least_ns > LATE_NS {
             self.timetable.late.store(true, Ordering::Relaxed);
         }
     }
@@ -312,7 +315,10 @@ mod tests {
     #[test]
     fn a_second_or_a_tenth_of_a_short_run_is_warm_up() {
         for (records, warm_up_ns) in [(100, 10_000_000), (1_000_000, 1_000_000_000)] {
-            let timetable = Timetable::new(Timing::of(records, Some(1_000.0)));
+            // What is left to a second run does not lengthen the first.
+            let held_after = Some(records);
+            let timing = Timing { held_after, ..Timing::of(records * 9, Some(1_000.0)) };
+            let timetable = Timetable::new(timing);
             assert_eq!(timetable.measured_from_ns(), None, "not started");
             timetable.start(5);
             assert_eq!(timetable.measured_from_ns(), Some(5 + warm_up_ns));
