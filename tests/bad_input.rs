@@ -197,9 +197,16 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     state(&["--seconds", "3"]).refused(2, &["--rate <N>"]);
     state(&["--seconds", "3", "--rate", "5", "--records", "9"]).refused(2, &["--records"]);
     state(&["--interval", "10us"]).refused(2, &["--interval", "1ms"]);
-    for command in [&["bench", "paper"][..], &["word-count"], &["iterate", "--mode", "sync"]] {
-        let ran = tidegate(&[command, &["--align-timeout", "5ms"]].concat());
-        ran.refused(2, &["--align-timeout", "--mode unaligned"]);
+    let needles = ["--align-timeout", "--mode unaligned"];
+    tidegate(&["bench", "paper", "--align-timeout", "5ms"]).refused(2, &needles);
+    place.count(&["--align-timeout", "5ms"]).refused(2, &needles);
+    let sync = ["--mode", "sync", "--snapshots", "@d", "--align-timeout", "5ms"];
+    place.iterate(&sync).refused(2, &needles);
+    // A mode without a directory was ignored: no snapshot was taken, and none was missed until a
+    // crash.
+    for mode in ["abs", "sync", "unaligned"] {
+        place.count(&["--mode", mode]).refused(2, &["--snapshots <DIR>"]);
+        place.iterate(&["--mode", mode]).refused(2, &["--snapshots <DIR>"]);
     }
     place.count(&["--mode", "none"]).refused(2, &["--mode", "abs", "sync", "unaligned"]);
     place.count(&["--align-timeout", "5"]).refused(2, &["--align-timeout", "10ms"]);

@@ -345,6 +345,7 @@ fn component_updates_come_once_each_and_fall_to_the_component() {
 
 #[test]
 fn a_generated_graph_is_the_same_each_time_and_another_with_another_seed() {
+    let place = Place::with_text("");
     let arguments = ["iterate", "--vertices", "300", "--edges", "200", "--parallelism", "1"];
     let run = |more: &[&str]| tidegate(&[&arguments[..], more].concat()).succeeded().stdout;
     let sorted = |output: Vec<u8>| whole_lines(&output).into_iter().collect::<BTreeSet<_>>();
@@ -355,7 +356,11 @@ fn a_generated_graph_is_the_same_each_time_and_another_with_another_seed() {
         edges(count).iter().map(|(one, other)| format!("{one} {other}\n")).collect()
     };
     assert_eq!(first, component_lines(text(200).as_bytes()));
-    assert_eq!(sorted(run(&["--mode", "sync"])), first);
+    let snapshots = place.path("s").display().to_string();
+    let sync = ["--mode", "sync", "--snapshots", &snapshots, "--interval", "1ms"];
+    assert_eq!(sorted(run(&sync)), first);
+    let mut names = contents(&place.path("s")).into_keys();
+    assert!(names.any(|name| name.ends_with(".manifest")), "it took no snapshot");
     assert_ne!(sorted(run(&["--seed", "2"])), first);
     assert_components(&run(&["--limit", "50"]), text(50).as_bytes());
     assert_components(&run(&["--limit", "0"]), b"");
