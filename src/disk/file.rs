@@ -1,17 +1,23 @@
 //! A handle on an open file: cheap to clone, positional, of the system or in memory.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::memory::MemoryFile;
 
+/// The system takes no more slices at a time.
+const SLICES_MAX: usize = 1024;
+
 /// An open file. Clones share it. The methods block: they are for the control plane and for the
 /// queue implementations; a worker uses [`DiskQueue`](super::DiskQueue).
 #[derive(Clone, Debug)]
-pub struct FileHandle(Backing);
+pub struct FileHandle {
+    backing: Backing,
+    direct: bool,
+}
 
 #[derive(Clone, Debug)]
 enum Backing {
@@ -21,11 +27,21 @@ enum Backing {
 
 impl FileHandle {
     pub(super) fn system(file: File) -> Self {
-        Self(Backing::System(Arc::new(file)))
+        Self { backing: Backing::System(Arc::new(file)), direct: false }
     }
 
     pub(super) fn memory(file: MemoryFile) -> Self {
-        Self(Backing::Memory(file))
+        Self { backing: Backing::Memory(file), direct: false }
+    }
+
+    /// A file of the system that was opened past the page cache.
+    pub(super) fn direct(file: File) -> Self {
+        Self { backing: Backing::System(Arc::new(file)), direct: true }
+    }
+
+    /// Whether writes go past the page cache.
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// Writes all bytes at `offset`.
@@ -33,7 +49,7 @@ impl FileHandle {
     /// # Errors
     /// What the system says; any part of the bytes may have been written.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        match &self.0 {
+        match &self.backing {
             Backing::System(file) => file.write_all_at(bytes, offset),
             Backing::Memory(file) => {
                 let mut written = 0;
@@ -53,7 +69,7 @@ impl FileHandle {
         let mut filled = 0;
         while filled < bytes.len() {
             let rest = &mut bytes[filled..];
-            let read = match &self.0 {
+            let read = match &self.backing {
                 Backing::System(file) => file.read_at(rest, offset + filled as u64),
                 Backing::Memory(file) => file.read_at(rest, offset + filled as u64),
             };
@@ -67,12 +83,47 @@ impl FileHandle {
         Ok(filled)
     }
 
+    /// Reads from `offset` on into one part of `memory` after the other, until all are full or the
+    /// file ends; how many bytes were read.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read_vectored_at(
+        &self,
+        mut memory: &mut [IoSliceMut<'_>],
+        offset: u64,
+    ) -> io::Result<usize> {
+        let mut filled = 0;
+        // Slices of no length at the front are passed over, or a read of them would look like the end.
+        IoSliceMut::advance_slices(&mut memory, 0);
+        while !memory.is_empty() {
+            let at = offset + filled as u64;
+            let read = match &self.backing {
+                Backing::System(file) => {
+                    let count = memory.len().min(SLICES_MAX);
+                    rustix::io::preadv(file, &mut memory[..count], at).map_err(io::Error::from)
+                }
+                Backing::Memory(file) => file.read_at(&mut memory[0], at),
+            };
+            match read {
+                Ok(0) => break,
+                Ok(read) => {
+                    filled += read;
+                    IoSliceMut::advance_slices(&mut memory, read);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
     /// Makes data and length durable. After an error the file must never be used again.
     ///
     /// # Errors
     /// What the system says.
     pub fn sync_data(&self) -> io::Result<()> {
-        match &self.0 {
+        match &self.backing {
             Backing::System(file) => file.sync_data(),
             Backing::Memory(file) => file.sync_data(),
         }
@@ -83,7 +134,7 @@ impl FileHandle {
     /// # Errors
     /// What the system says.
     pub fn set_len(&self, bytes: u64) -> io::Result<()> {
-        match &self.0 {
+        match &self.backing {
             Backing::System(file) => file.set_len(bytes),
             Backing::Memory(file) => file.set_len(bytes),
         }
@@ -96,7 +147,7 @@ impl FileHandle {
     /// # Errors
     /// `StorageFull`, or what else the system says.
     pub fn preallocate(&self, bytes: u64) -> io::Result<()> {
-        match &self.0 {
+        match &self.backing {
             Backing::System(file) => {
                 use rustix::{fs::FallocateFlags, io::Errno};
                 loop {
@@ -113,7 +164,7 @@ impl FileHandle {
 
     /// The descriptor, for io_uring; `None` for a file in memory.
     pub(super) fn descriptor(&self) -> Option<RawFd> {
-        match &self.0 {
+        match &self.backing {
             Backing::System(file) => Some(file.as_raw_fd()),
             Backing::Memory(_) => None,
         }

@@ -22,6 +22,7 @@
 //! - A created or renamed name is durable only after [`Disk::sync_dir`], content only after a
 //!   sync. Until then a crash may keep any part of it, torn by sectors.
 
+mod bytes;
 mod file;
 mod memory;
 mod system;
@@ -33,12 +34,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use bytes::Bytes;
 pub use file::FileHandle;
 pub use memory::{Faults, MemoryDisk};
 pub use system::SystemDisk;
 
 /// Bytes on their way to or from a disk, at an alignment that direct I/O takes.
 pub type Buffer = rkyv::util::AlignedVec<4096>;
+
+/// Direct writes begin at multiples of this in file and memory, and are so long.
+pub const DIRECT_BYTES: usize = 4096;
 
 /// Disk over io_uring.
 pub type UringDisk = SystemDisk<uring::UringQueue>;
@@ -62,6 +67,14 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, or what the system says.
     fn open(&self, path: &Path) -> io::Result<FileHandle>;
+    /// Opens a file that exists, to write whole multiples of [`DIRECT_BYTES`] from aligned memory
+    /// past the page cache. Where the file system cannot do that, as [`open`](Self::open).
+    ///
+    /// # Errors
+    /// `NotFound`, or what the system says.
+    fn open_direct(&self, path: &Path) -> io::Result<FileHandle> {
+        self.open(path)
+    }
     /// Opens a file that exists, to read.
     ///
     /// # Errors
@@ -148,8 +161,9 @@ pub enum Operation {
         file: FileHandle,
         /// First byte in the file.
         offset: u64,
-        /// What.
-        buffer: Vec<u8>,
+        /// What. For a file opened with [`Disk::open_direct`] aligned, and like the offset a
+        /// multiple of [`DIRECT_BYTES`] long.
+        buffer: Bytes,
         /// Whether to make the file's data durable behind the write.
         sync: bool,
     },
@@ -160,7 +174,7 @@ pub enum Operation {
         /// First byte in the file.
         offset: u64,
         /// Its length is what is wanted.
-        buffer: Vec<u8>,
+        buffer: Bytes,
     },
     /// Makes the file's data durable.
     Sync {
@@ -175,7 +189,7 @@ pub struct Completion {
     /// Which operation.
     pub ticket: Ticket,
     /// Its buffer, handed back for reuse; for a read truncated to what was read.
-    pub buffer: Vec<u8>,
+    pub buffer: Bytes,
     /// Bytes written or read (0 for a sync).
     pub result: io::Result<usize>,
 }

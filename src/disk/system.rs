@@ -3,9 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::marker::PhantomData;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::{Disk, DiskLock, DiskQueue, FileHandle};
@@ -61,6 +62,16 @@ impl<Q: SystemQueue> Disk for SystemDisk<Q> {
 
     fn open(&self, path: &Path) -> io::Result<FileHandle> {
         Ok(FileHandle::system(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    fn open_direct(&self, path: &Path) -> io::Result<FileHandle> {
+        let flags = OFlags::DIRECT.bits() as i32;
+        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                self.open(path)
+            }
+            opened => Ok(FileHandle::direct(opened?)),
+        }
     }
 
     fn open_read(&self, path: &Path) -> io::Result<FileHandle> {

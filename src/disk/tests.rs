@@ -1,6 +1,6 @@
 //! The same behaviour asked of every disk, then what only the disk in memory can show.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSliceMut};
 use std::path::PathBuf;
 
 use rustix::io::Errno;
@@ -45,7 +45,7 @@ fn what_a_queue_wrote_it_reads_back_and_every_buffer_returns() {
         let mut queue = disk.queue(3).unwrap();
         let mut tickets = Vec::new();
         for i in 0..3_u8 {
-            let (buffer, offset) = (vec![i + 1; 100_000], u64::from(i) * 100_000);
+            let (buffer, offset) = (vec![i + 1; 100_000].into(), u64::from(i) * 100_000);
             let file = file.clone();
             let write = Operation::Write { file, offset, buffer, sync: i != 1 };
             tickets.push(queue.submit(write).unwrap());
@@ -57,13 +57,13 @@ fn what_a_queue_wrote_it_reads_back_and_every_buffer_returns() {
         assert_eq!(done.iter().map(|d| d.ticket).collect::<Vec<_>>(), tickets);
         for (i, completion) in done.into_iter().enumerate() {
             assert_eq!(completion.result.unwrap(), 100_000);
-            assert_eq!(completion.buffer, vec![i as u8 + 1; 100_000]);
+            assert_eq!(*completion.buffer, vec![i as u8 + 1; 100_000]);
         }
-        let buffer = vec![0; 150_000];
+        let buffer = vec![0; 150_000].into();
         queue.submit(Operation::Read { file: file.clone(), offset: 200_000, buffer }).unwrap();
         let read = drain(&mut *queue).remove(0);
         assert_eq!(read.result.unwrap(), 100_000, "cut at the end of the file");
-        assert_eq!(read.buffer, vec![3; 100_000]);
+        assert_eq!(*read.buffer, vec![3; 100_000]);
         queue.submit(Operation::Sync { file }).unwrap();
         assert_eq!(drain(&mut *queue).remove(0).result.unwrap(), 0);
     });
@@ -74,9 +74,10 @@ fn operations_without_bytes_complete() {
     on_every_disk(|disk, dir| {
         let file = disk.create_new(&dir.join("a")).unwrap();
         let mut queue = disk.queue(2).unwrap();
-        let write = Operation::Write { file: file.clone(), offset: 0, buffer: vec![], sync: true };
+        let write =
+            Operation::Write { file: file.clone(), offset: 0, buffer: vec![].into(), sync: true };
         queue.submit(write).unwrap();
-        queue.submit(Operation::Read { file, offset: 9, buffer: vec![] }).unwrap();
+        queue.submit(Operation::Read { file, offset: 9, buffer: vec![].into() }).unwrap();
         assert!(drain(&mut *queue).iter().all(|done| matches!(done.result, Ok(0))));
     });
 }
@@ -94,10 +95,12 @@ fn an_operation_that_fails_says_so_and_hands_its_buffer_back() {
         let Ok(mut queue) = disk.queue(1) else { continue };
         // A file of the system opened to read refuses the write; the disk in memory is told to.
         let file = disk.open_read(&path).unwrap();
-        queue.submit(Operation::Write { file, offset: 0, buffer: vec![7; 9], sync: true }).unwrap();
+        queue
+            .submit(Operation::Write { file, offset: 0, buffer: vec![7; 9].into(), sync: true })
+            .unwrap();
         let done = drain(&mut *queue).remove(0);
         assert!(done.result.is_err());
-        assert_eq!(done.buffer, [7; 9]);
+        assert_eq!(*done.buffer, [7; 9]);
     }
 }
 
@@ -106,7 +109,7 @@ fn a_full_device_is_an_error_also_with_a_sync_behind_it() {
     for disk in [&ThreadDisk::new() as &dyn Disk, &UringDisk::new()] {
         let Ok(mut queue) = disk.queue(1) else { continue };
         let file = disk.open(Path::new("/dev/full")).unwrap();
-        let write = Operation::Write { file, offset: 0, buffer: vec![1; 10], sync: true };
+        let write = Operation::Write { file, offset: 0, buffer: vec![1; 10].into(), sync: true };
         queue.submit(write).unwrap();
         let error = drain(&mut *queue).remove(0).result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
@@ -121,7 +124,7 @@ fn a_dropped_queue_of_the_system_finishes_what_it_accepted() {
         let path = dir.path().join(name);
         let file = disk.create_new(&path).unwrap();
         for i in 0..8_u64 {
-            let (file, buffer) = (file.clone(), vec![i as u8; 1 << 20]);
+            let (file, buffer) = (file.clone(), vec![i as u8; 1 << 20].into());
             queue.submit(Operation::Write { file, offset: i << 20, buffer, sync: true }).unwrap();
         }
         drop(queue);
@@ -284,7 +287,8 @@ fn short_writes_are_continued() {
     disk.set_faults(Faults { short_write: 8_000, ..Faults::default() });
     let mut queue = disk.queue(1).unwrap();
     let buffer: Vec<u8> = (0..4000).map(|i| i as u8).collect();
-    queue.submit(Operation::Write { file, offset: 0, buffer: buffer.clone(), sync: true }).unwrap();
+    let write = buffer.clone().into();
+    queue.submit(Operation::Write { file, offset: 0, buffer: write, sync: true }).unwrap();
     assert_eq!(drain(&mut *queue).remove(0).result.unwrap(), 4000);
     disk.crash();
     assert_eq!(disk.read(&path).unwrap()[..4000], buffer);
@@ -299,4 +303,32 @@ fn when_the_power_is_gone_everything_fails_until_the_crash() {
     assert!(disk.read(&path).is_err() && disk.list(Path::new("/m")).is_err());
     disk.crash();
     assert!(disk.read(&path).is_ok());
+}
+
+#[test]
+fn aligned_memory_is_written_past_the_cache_and_read_back_in_pieces() {
+    on_every_disk(|disk, dir| {
+        let path = dir.join("a");
+        let file = disk.create_new(&path).unwrap();
+        file.preallocate(1 << 20).unwrap();
+        let mut queue = disk.queue(2).unwrap();
+        let direct = disk.open_direct(&path).unwrap();
+        for (offset, value) in [(8192_u64, 5_u8), (65_536, 6)] {
+            let mut buffer = Buffer::new();
+            buffer.resize(40_960, value);
+            let (file, buffer) = (direct.clone(), buffer.into());
+            queue.submit(Operation::Write { file, offset, buffer, sync: true }).unwrap();
+        }
+        for done in drain(&mut *queue) {
+            assert_eq!(done.result.unwrap(), 40_960);
+            assert!(done.buffer.into_aligned().is_some_and(|buffer| buffer.capacity() >= 40_960));
+        }
+        let read = disk.open_read(&path).unwrap();
+        let (mut a, mut b, mut none) = ([0; 100], [0; 3000], [0; 0]);
+        let mut memory = [&mut none[..], &mut a[..], &mut b[..]].map(IoSliceMut::new);
+        assert_eq!(read.read_vectored_at(&mut memory, 65_536 - 100).unwrap(), 3100);
+        assert_eq!((a, b), ([0; 100], [6; 3000]));
+        let mut memory = [&mut a[..], &mut b[..]].map(IoSliceMut::new);
+        assert_eq!(read.read_vectored_at(&mut memory, (1 << 20) - 150).unwrap(), 150);
+    });
 }

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use super::system::SystemQueue;
-use super::{Completion, DiskQueue, Operation, Ticket};
+use super::{Bytes, Completion, DiskQueue, Operation, Ticket};
 
 /// Queue of [`ThreadDisk`](super::ThreadDisk).
 pub struct ThreadQueue {
@@ -55,7 +55,7 @@ fn run(operations: &Receiver<(Ticket, Operation)>, completed: &Sender<Completion
     }
 }
 
-pub(super) fn perform(operation: Operation) -> (Vec<u8>, io::Result<usize>) {
+pub(super) fn perform(operation: Operation) -> (Bytes, io::Result<usize>) {
     match operation {
         Operation::Write { file, offset, buffer, sync } => {
             let mut result = file.write_all_at(&buffer, offset);
@@ -70,7 +70,7 @@ pub(super) fn perform(operation: Operation) -> (Vec<u8>, io::Result<usize>) {
             buffer.truncate(*result.as_ref().unwrap_or(&0));
             (buffer, result)
         }
-        Operation::Sync { file } => (Vec::new(), file.sync_data().map(|()| 0)),
+        Operation::Sync { file } => (Bytes::default(), file.sync_data().map(|()| 0)),
     }
 }
 

@@ -21,7 +21,7 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::io::Errno;
 
 use super::system::SystemQueue;
-use super::{Completion, DiskQueue, FileHandle, Operation, Ticket};
+use super::{Bytes, Completion, DIRECT_BYTES, DiskQueue, FileHandle, Operation, Ticket};
 
 /// One submission moves at most this much: the kernel's own bound is just below 2 GiB.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
@@ -226,9 +226,25 @@ impl Slot {
             (_, Some(errno)) => self.error = Some(self.error.take().unwrap_or(errno.into())),
             (Part::Sync, None) => self.synced = true,
             (Part::Transfer, None) => {
+                let before = self.done;
                 self.done += result as usize;
-                self.ended = result == 0;
+                if self.is_direct_write() && self.done < self.operation_bytes() {
+                    // The rest has to begin at a multiple again.
+                    self.done -= self.done % DIRECT_BYTES;
+                }
+                self.ended = self.done == before;
             }
+        }
+    }
+
+    fn is_direct_write(&self) -> bool {
+        matches!(&self.operation, Operation::Write { file, .. } if file.is_direct())
+    }
+
+    fn operation_bytes(&self) -> usize {
+        match &self.operation {
+            Operation::Write { buffer, .. } | Operation::Read { buffer, .. } => buffer.len(),
+            Operation::Sync { .. } => 0,
         }
     }
 
@@ -263,7 +279,7 @@ impl Slot {
                 buffer.truncate(*result.as_ref().unwrap_or(&0));
                 buffer
             }
-            Operation::Sync { .. } => Vec::new(),
+            Operation::Sync { .. } => Bytes::default(),
         };
         Completion { ticket: self.ticket, buffer, result }
     }
@@ -300,7 +316,7 @@ mod tests {
 
     fn slot(bytes: usize, sync: bool) -> Slot {
         let file = FileHandle::system(tempfile::tempfile().unwrap());
-        let buffer = vec![0; bytes];
+        let buffer = vec![0; bytes].into();
         let operation = Operation::Write { file, offset: 0, buffer, sync };
         Slot {
             ticket: Ticket(0),

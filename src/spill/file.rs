@@ -168,7 +168,7 @@ impl SpillFile {
         self.next_number += 1;
         let chunk = Chunk { number, records, offset, frame_bytes };
         let file = self.file.clone();
-        let write = Operation::Write { file, offset, buffer, sync: false };
+        let write = Operation::Write { file, offset, buffer: buffer.into(), sync: false };
         self.submit(write, chunk, Way::Out);
         Ok(Some(chunk))
     }
@@ -177,7 +177,8 @@ impl SpillFile {
     pub(super) fn read(&mut self, chunk: Chunk) {
         let mut buffer = self.buffers.pop().unwrap_or_default();
         buffer.resize(chunk.frame_bytes, 0);
-        let read = Operation::Read { file: self.file.clone(), offset: chunk.offset, buffer };
+        let (file, offset) = (self.file.clone(), chunk.offset);
+        let read = Operation::Read { file, offset, buffer: buffer.into() };
         self.submit(read, chunk, Way::Back);
     }
 
@@ -252,6 +253,7 @@ impl SpillFile {
 
     fn complete(&mut self, completion: Completion) -> Result<Done> {
         let Completion { ticket, buffer, result } = completion;
+        let buffer = buffer.into_plain();
         let at = self.in_flight.iter().position(|flight| flight.ticket == ticket);
         let InFlight { chunk, way, since_ns, .. } =
             self.in_flight.swap_remove(at.expect("a completion of ours"));

@@ -218,6 +218,7 @@ impl<F> FilesWriter<F> {
         let (file, offset) = (open.file.clone(), open.length);
         let buffer = std::mem::take(&mut self.buffer);
         let length = buffer.len() as u64;
+        let buffer = buffer.into();
         let write = Operation::Write { file, offset, buffer, sync: false };
         match self.queue.submit(write) {
             Ok(ticket) => {
@@ -227,7 +228,7 @@ impl<F> FilesWriter<F> {
                 Ok(true)
             }
             Err(Operation::Write { buffer, .. }) => {
-                self.buffer = buffer;
+                self.buffer = buffer.into_plain();
                 Ok(false)
             }
             Err(other) => unreachable!("a refused write comes back as it was, not {other:?}"),

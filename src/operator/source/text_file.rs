@@ -256,7 +256,7 @@ impl<D> RangeReader<D> {
             let read = Operation::Read {
                 file: self.file.clone(),
                 offset: self.next_read,
-                buffer: vec![0; length],
+                buffer: vec![0; length].into(),
             };
             let Ok(ticket) = self.queue.submit(read) else { break };
             self.done.push_back((ticket, length, None));
@@ -277,7 +277,7 @@ impl<D> RangeReader<D> {
                     self.file_end
                 )));
             }
-            *chunk = Some(completion.buffer);
+            *chunk = Some(completion.buffer.into_plain());
         }
         Ok(())
     }
