@@ -22,10 +22,15 @@ pub const STEP_NS_MAX: u64 = 250_000;
 pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Shortest snapshot interval that can be asked for.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
-/// Snapshots that may be under way at once: writing one overlaps aligning the next.
-pub const SNAPSHOTS_PENDING_MAX: usize = 2;
-/// Bytes of captured state a worker writes out between two rounds of its tasks.
+/// Snapshots that may be under way at once: writing one overlaps aligning the next. A barrier takes a
+/// few ms through full rings, so a cadence of 1 ms takes as many; a ring has room for this many marks.
+pub const SNAPSHOTS_PENDING_MAX: usize = 6;
+/// Bytes of captured state a worker hands over between two rounds of its tasks: some 50 us.
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
+/// Bytes of captured state a task may hand over while it stands at the next barrier: some 15 us.
+pub const CAPTURE_DRAIN_BYTES_MAX: usize = 64 << 10;
+/// Bytes of restored state a worker loads between two rounds of its tasks.
+pub const LOAD_BYTES_MAX: usize = 256 << 10;
 /// How soon a worker that waits for the disk looks again, ns.
 pub const DISK_POLL_NS: u64 = 50_000;
 /// Most slots of one ring, in records. Rings are allocated whole, one per pair of tasks and edge.

@@ -226,7 +226,9 @@ impl<P> Coordinator<P> {
     ///
     /// `read` is how much input the sources have read so far. While it does not change, there is
     /// next to nothing new to snapshot, and one a second keeps an idle job from burning a core.
-    pub fn tick(&mut self, now_ns: u64, read: u64) -> Vec<Action<P>> {
+    /// `draining`: captured state is still being handed to a disk that is slower than the interval; no
+    /// other is triggered meanwhile.
+    pub fn tick(&mut self, now_ns: u64, read: u64, draining: bool) -> Vec<Action<P>> {
         let mut actions = Vec::new();
         let late = |pending: &Pending<P>| {
             !pending.committing && now_ns >= pending.triggered_ns + self.timeout_ns
@@ -240,6 +242,7 @@ impl<P> Coordinator<P> {
             actions.extend(self.give_up(snapshot, reason, now_ns));
         }
         match self.phase {
+            Phase::Running if draining => {}
             Phase::Running => self.trigger_if_due(now_ns, read, &mut actions),
             Phase::Last { complete, settled, not_before_ns, .. } => {
                 if self.interval_ns.is_none() {
@@ -431,7 +434,7 @@ mod tests {
 
     /// A tick of a job that reads all the time.
     fn tick(c: &mut Coordinator<u32>, now_ns: u64) -> Vec<Action<u32>> {
-        c.tick(now_ns, now_ns)
+        c.tick(now_ns, now_ns, false)
     }
 
     fn inject(snapshot: SnapshotId) -> Action<u32> {
@@ -488,17 +491,18 @@ mod tests {
     }
 
     #[test]
-    fn at_most_two_are_pending_and_missed_intervals_are_counted() {
+    fn so_many_are_pending_at_most_and_missed_intervals_are_counted() {
         let mut c = started(1, 1);
-        tick(&mut c, 10 * MS);
-        tick(&mut c, 20 * MS);
-        assert_eq!(tick(&mut c, 45 * MS), []);
+        let most = SNAPSHOTS_PENDING_MAX as u64;
+        (1..=most).for_each(|n| _ = tick(&mut c, n * 10 * MS));
+        let late = (most + 2) * 10 * MS + 5;
+        assert_eq!(tick(&mut c, late), []);
         ack(&mut c, 0, 1);
-        c.committed(SnapshotId(1), 45 * MS);
-        assert_eq!(tick(&mut c, 45 * MS), [inject(SnapshotId(3))]);
-        let cadence = Cadence { asked: 4, triggered: 3, completed: 1, aborted: 0 };
+        c.committed(SnapshotId(1), late);
+        assert_eq!(tick(&mut c, late), [inject(SnapshotId(most + 1))]);
+        let cadence = Cadence { asked: most + 2, triggered: most + 1, completed: 1, aborted: 0 };
         assert_eq!(c.cadence(), cadence);
-        assert_eq!(tick(&mut c, 49 * MS), []);
+        assert_eq!(tick(&mut c, late + 4), []);
     }
 
     #[test]
@@ -621,7 +625,7 @@ mod tests {
         let mut c = started(1, 1);
         let mut triggered = Vec::new();
         for ms in 0..2500 {
-            for action in c.tick(ms * MS, 7) {
+            for action in c.tick(ms * MS, 7, false) {
                 let Action::Inject { snapshot, .. } = action else { panic!("{action:?}") };
                 triggered.push(ms);
                 c.ack(WorkerId(0), snapshot, A, 0);
@@ -629,6 +633,6 @@ mod tests {
             }
         }
         assert_eq!(triggered, [10, 1010, 2010]);
-        assert_eq!(c.tick(2510 * MS, 8).len(), 1, "something was read");
+        assert_eq!(c.tick(2510 * MS, 8, false).len(), 1, "something was read");
     }
 }

@@ -226,6 +226,15 @@ impl Error {
         Self::Corrupt { path: path.as_ref().to_path_buf(), offset, reason: reason.into() }
     }
 
+    /// What is behind the operators that it came through.
+    #[must_use]
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::Operator { source, .. } => source.root(),
+            error => error,
+        }
+    }
+
     /// Whether running the same job again from its last snapshot could help: false for what will
     /// fail the same way (a wrong setting, another job's directory), true for the rest.
     #[must_use]

@@ -6,7 +6,8 @@
 //! offset size
 //!      0    4  magic "TGFR"
 //!      4    2  version of this layout, 1
-//!      6    1  kind: 1 job, 2 generation, 3 manifest, 4 state, 5 spill
+//!      6    1  kind: 1 job, 2 generation, 3 manifest, 4 state, 5 spill,
+//!                6 index, 7 pages, 8 map
 //!      7    1  slot: 1 key group, 2 split, 3 task
 //!      8    4  number of the slot
 //!     12    4  schema version of the payload
@@ -54,6 +55,12 @@ pub enum FrameKind {
     State,
     /// Records that a task has not processed yet, out of memory for a while.
     Spill,
+    /// Beginning of what one worker wrote for a snapshot: what it goes on from.
+    Index,
+    /// Where pages lie that were written for a snapshot.
+    Pages,
+    /// Where all pages of a table lie, as of a snapshot.
+    Map,
 }
 
 /// What a frame says about its payload.
@@ -183,6 +190,9 @@ fn kind_to_wire(kind: FrameKind) -> u8 {
         FrameKind::Manifest => 3,
         FrameKind::State => 4,
         FrameKind::Spill => 5,
+        FrameKind::Index => 6,
+        FrameKind::Pages => 7,
+        FrameKind::Map => 8,
     }
 }
 
@@ -193,6 +203,9 @@ fn kind_from_wire(kind: u8) -> Option<FrameKind> {
         3 => FrameKind::Manifest,
         4 => FrameKind::State,
         5 => FrameKind::Spill,
+        6 => FrameKind::Index,
+        7 => FrameKind::Pages,
+        8 => FrameKind::Map,
         _ => return None,
     })
 }

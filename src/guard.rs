@@ -10,24 +10,51 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use crate::error::Error;
+
+/// What ended the work of a [`caught`].
+#[derive(Debug)]
+pub enum Caught {
+    /// A panic, with this message.
+    Panic(String),
+    /// An error that was [`raise`]d where the code could not return it.
+    Error(Box<Error>),
+}
+
+impl Caught {
+    /// The error, or what `name` makes of a panic's message.
+    pub fn into_error(self, name: impl FnOnce(String) -> Error) -> Error {
+        match self {
+            Self::Panic(message) => name(message),
+            Self::Error(error) => *error,
+        }
+    }
+}
+
+/// Ends the work of the [`caught`] around with this error. For the one place where user code stands
+/// in between and cannot pass an error on: state that has to be read from disk when it is asked for.
+pub fn raise(error: Error) -> ! {
+    resume_unwind(Box::new(error))
+}
 
 thread_local! {
     /// Whether the next panic on this thread comes back from a [`caught`].
     static ARMED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `work` returns, or the message of the panic that ended it. What it was at then is in doubt:
+/// What `work` returns, or what ended it. What it was at then is in doubt:
 /// the caller must not go on with it.
 ///
 /// # Errors
-/// The panic's message.
+/// The panic's message, or the error that was raised.
 #[inline]
-pub fn caught<R>(work: impl FnOnce() -> R) -> Result<R, String> {
+pub fn caught<R>(work: impl FnOnce() -> R) -> Result<R, Caught> {
     let before = ARMED.replace(true);
     let result = catch_unwind(AssertUnwindSafe(work));
     ARMED.set(before);
-    result.map_err(message_of)
+    result.map_err(Caught::of)
 }
 
 /// For a panic hook: whether the panic at hand will come back as an error.
@@ -36,14 +63,20 @@ pub fn takes() -> bool {
     ARMED.replace(false)
 }
 
-/// The panic's value may be of the job's own making and panic when it is dropped: it is not.
-fn message_of(panic: Box<dyn Any + Send>) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    if text.is_none() {
-        std::mem::forget(panic);
+impl Caught {
+    /// The panic's value may be of the job's own making and panic when it is dropped: it is not.
+    fn of(panic: Box<dyn Any + Send>) -> Self {
+        let panic = match panic.downcast::<Error>() {
+            Ok(error) => return Self::Error(error),
+            Err(panic) => panic,
+        };
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        if text.is_none() {
+            std::mem::forget(panic);
+        }
+        Self::Panic(text.unwrap_or_else(|| "no message".into()))
     }
-    text.unwrap_or_else(|| "no message".into())
 }
 
 #[cfg(test)]
@@ -52,11 +85,21 @@ mod tests {
 
     use super::*;
 
+    fn message<R>(work: impl FnOnce() -> R) -> Result<R, String> {
+        caught(work).map_err(|caught| match caught {
+            Caught::Panic(message) => message,
+            Caught::Error(error) => panic!("{error}"),
+        })
+    }
+
     #[test]
-    fn a_panic_comes_back_as_its_message() {
-        assert_eq!(caught(|| 7), Ok(7));
-        assert_eq!(caught(|| panic!("as asked")), Err::<(), _>("as asked".into()));
-        assert_eq!(caught(|| panic!("{} times", 2)), Err::<(), _>("2 times".into()));
+    fn a_panic_comes_back_as_its_message_and_an_error_as_it_is() {
+        assert_eq!(message(|| 7), Ok(7));
+        assert_eq!(message(|| panic!("as asked")), Err("as asked".into()));
+        assert_eq!(message(|| panic!("{} times", 2)), Err("2 times".into()));
+        let raised = caught(|| raise(Error::corrupt("a", 7, "so it is")));
+        let error = raised.map_err(|caught| caught.into_error(|_| unreachable!())).unwrap_err();
+        assert_eq!(error.to_string(), "a is corrupt at byte 7: so it is");
     }
 
     #[test]
@@ -67,14 +110,14 @@ mod tests {
                 panic!("dropped");
             }
         }
-        assert_eq!(caught(|| panic_any(Spiteful)), Err::<(), _>("no message".into()));
+        assert_eq!(message(|| panic_any(Spiteful)), Err("no message".into()));
     }
 
     #[test]
     fn a_hook_keeps_quiet_about_the_first_panic_of_what_is_caught_and_no_other() {
         assert!(!takes(), "nobody would report it");
         _ = caught(|| {
-            assert_eq!(caught(|| (takes(), takes())), Ok((true, false)));
+            assert_eq!(message(|| (takes(), takes())), Ok((true, false)));
             assert!(takes(), "the inner one is over");
         });
         assert!(!takes(), "nobody would report it");

@@ -75,8 +75,8 @@ impl KeyGroup {
     }
 }
 
-/// A file of the snapshot directory that state lies in, as one process numbers them: the number
-/// means nothing to the next process, which finds names.
+/// A file of a snapshot directory that state lies in. No two files that a kept snapshot needs have
+/// the same number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentId(pub u32);
 

@@ -38,7 +38,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words | [`id`] [`record`] [`key`] [`error`] [`guard`] [`config`] [`clock`] |
+//! | words | [`id`] [`record`] [`key`] [`error`] [`guard`] [`config`] [`clock`] [`phases`] |
 //! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk), [`spill`] (records that wait) |
 //! | the algorithm, pure | [`align`] (a task's barriers), [`flight`] (what goes round in a loop), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
@@ -58,6 +58,7 @@ pub mod error;
 pub mod guard;
 pub mod config;
 pub mod clock;
+pub mod phases;
 pub mod channel;
 pub mod disk;
 pub mod frame;

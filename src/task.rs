@@ -15,15 +15,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::config::{DISK_POLL_NS, DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
+use crate::config::{DISK_POLL_NS, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
-use crate::guard;
+use crate::guard::{self, Caught};
 use crate::id::{SnapshotId, StateSlot};
 use crate::inbox::{Inbox, Measured, Pulled};
 use crate::operator::source::{SourceHead, SourcePull};
 use crate::operator::{Flow, Part, Stage, Trace, Visitor};
 use crate::record::{Control, Record};
-use crate::state::{Drained, StateWriter};
+use crate::state::{Drained, Lost, PageEntry, PageSource, StateWriter};
 
 /// What one step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,9 +263,6 @@ enum State {
     Sending(Control),
 }
 
-/// Takes one share of an operator's state: the operator's name, which share, its schema, its bytes.
-pub type WriteState<'a> = dyn FnMut(&str, StateSlot, u32, &[u8]) + 'a;
-
 /// One task.
 pub struct Task {
     head: Box<dyn Head>,
@@ -442,11 +439,11 @@ impl Task {
         self.send(Control::Barrier(snapshot)).map(|_| ())
     }
 
-    /// Writes about [`DRAIN_BYTES_MAX`] of the captured state to `out`.
+    /// Hands about `budget_bytes` of the captured state to `out`.
     ///
     /// # Errors
     /// State that cannot be written: the snapshot fails, the task goes on.
-    pub fn drain(&mut self, out: &mut WriteState<'_>) -> Result<Drained> {
+    pub fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained> {
         self.guarded(|task| {
             let mut drained = Drained::Done;
             task.head.visit(&mut |part| {
@@ -454,12 +451,63 @@ impl Task {
                     && drained == Drained::Done
                 {
                     enter(&task.names, &task.trace, operator);
-                    drained = state.drain(DRAIN_BYTES_MAX, &mut Named { operator, out })?;
+                    out.enter(operator);
+                    drained = state.drain(budget_bytes, out)?;
                 }
                 Ok(())
             })?;
             Ok(drained)
         })
+    }
+
+    /// What was handed over to lie there has to be handed over again.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn lost(&mut self, lost: &[Lost]) -> Result<()> {
+        self.guarded(|task| {
+            task.head.visit(&mut |part| {
+                if let Part::State(_, state) = part {
+                    state.lost(lost);
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Loads about `budget_bytes` of restored state that is still on disk; whether more is left.
+    ///
+    /// # Errors
+    /// The disk's, or a page that is not what was written.
+    pub fn load(&mut self, budget_bytes: usize) -> Result<bool> {
+        self.guarded(|task| {
+            let mut more = false;
+            task.head.visit(&mut |part| {
+                if let Part::State(operator, state) = part
+                    && !more
+                {
+                    enter(&task.names, &task.trace, operator);
+                    more = state.load(budget_bytes)?;
+                }
+                Ok(())
+            })?;
+            Ok(more)
+        })
+    }
+
+    /// Bytes of memory that its state takes, about.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn memory_bytes(&mut self) -> Result<usize> {
+        let mut bytes = 0;
+        self.head.visit(&mut |part| {
+            if let Part::State(_, state) = part {
+                bytes += state.memory_bytes();
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 
     /// Forgets the captured state.
@@ -493,6 +541,29 @@ impl Task {
             Part::State(name, state) if name == operator => {
                 taken = true;
                 let restored = state.restore(slot, schema, bytes);
+                restored.map_err(|reason| Error::State { operator: operator.into(), reason })
+            }
+            _ => Ok(()),
+        })?;
+        Ok(taken)
+    }
+
+    /// Gives the pages of restored state to the operator they belong to. Whether this task has it.
+    ///
+    /// # Errors
+    /// The pages do not fit the operator.
+    pub fn restore_pages(
+        &mut self,
+        operator: &str,
+        schema: u32,
+        pages: &[PageEntry],
+        source: &Arc<dyn PageSource>,
+    ) -> Result<bool> {
+        let mut taken = false;
+        self.head.visit(&mut |part| match part {
+            Part::State(name, state) if name == operator => {
+                taken = true;
+                let restored = state.restore_pages(schema, pages, source);
                 restored.map_err(|reason| Error::State { operator: operator.into(), reason })
             }
             _ => Ok(()),
@@ -534,7 +605,10 @@ impl Task {
 
     /// Turns an error or panic of user code into an error that names its operator.
     fn guarded<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let result = guard::caught(|| work(self));
+        let result = guard::caught(|| work(self)).or_else(|caught| match caught {
+            Caught::Error(error) => Ok(Err(*error)),
+            Caught::Panic(message) => Err(message),
+        });
         let operator = || self.names[self.trace.running()].clone();
         match result {
             Ok(Err(source @ (Error::Panicked { .. } | Error::Operator { .. }))) => Err(source),
@@ -557,18 +631,6 @@ fn enter(names: &[String], trace: &Trace, name: &str) {
     let operator = name.split('#').next().unwrap_or(name);
     if let Some(number) = names.iter().position(|name| name == operator) {
         trace.enter(number);
-    }
-}
-
-/// Adds the operator's name to what its state writes.
-struct Named<'a> {
-    operator: &'a str,
-    out: &'a mut WriteState<'a>,
-}
-
-impl StateWriter for Named<'_> {
-    fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
-        (self.out)(self.operator, slot, schema, bytes);
     }
 }
 

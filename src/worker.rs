@@ -7,26 +7,28 @@
 //!
 //! Invariants
 //! - An ack means durable bytes of every task of this worker (trap 22).
-//! - A task has at most one captured version not yet written out: before it captures the next one,
-//!   the last is drained to its end, or given up if the part it belongs to is gone.
-//! - Snapshots are written in the order they were captured.
 //! - A worker that says it has stopped has nothing under way any more.
 //! - A panic, wherever it comes from, does not leave [`Worker::step`]: it is told as a failure.
 
-use std::collections::{BTreeSet, VecDeque};
+mod share;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender};
 
 use hdrhistogram::Histogram;
 
 use crate::clock;
-use crate::config::{DISK_POLL_NS, SNAPSHOTS_PENDING_MAX};
+use crate::config::{DISK_POLL_NS, LOAD_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::{Attempt, SnapshotId, WorkerId};
 use crate::inbox;
-use crate::state::Drained;
-use crate::store::{PartRef, PartWriter};
+use crate::store::PartWriter;
 use crate::task::{Progress, Task};
+
+pub use share::Share;
+use share::{Outcome, Shares};
 
 /// What the supervisor tells a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum Command {
         snapshot: SnapshotId,
         /// Whether they stop reading behind it.
         pause: bool,
+        /// When this was told, by the clock, ns.
+        told_ns: u64,
     },
     /// It is complete: sinks publish. `last`: then the worker stops.
     Complete {
@@ -66,8 +70,8 @@ pub enum Event {
         attempt: Attempt,
         /// Of which snapshot.
         snapshot: SnapshotId,
-        /// The durable part.
-        part: PartRef,
+        /// Its durable share.
+        share: Share,
     },
     /// Its share of the snapshot could not be made durable.
     SnapshotFailed {
@@ -78,6 +82,10 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// It needs a file for snapshots soon.
+    WantsSegment,
+    /// All of its restored state is in memory.
+    Loaded(WorkerId, Attempt),
     /// One of its tasks has finished.
     TaskFinished(Attempt),
     /// A task failed; the worker has stopped.
@@ -106,58 +114,44 @@ pub enum Step {
     Stopped,
 }
 
-/// A snapshot on its way from capture to ack.
-struct Gathering {
-    snapshot: SnapshotId,
-    /// Tasks that have captured, and of those the ones written out.
-    captured: Vec<bool>,
-    drained: Vec<bool>,
-}
-
-/// A snapshot whose part is with the disk.
-struct Writing {
-    snapshot: SnapshotId,
-    part: Option<PartRef>,
-}
-
 /// One worker.
 pub struct Worker {
     id: WorkerId,
     attempt: Attempt,
     tasks: Vec<Task>,
-    parts: Option<PartWriter>,
+    /// `None`: the job takes no snapshots.
+    shares: Option<Shares>,
     commands: Receiver<Command>,
     events: Sender<Event>,
-    gathering: VecDeque<Gathering>,
-    writing: VecDeque<Writing>,
-    aborted: BTreeSet<SnapshotId>,
     measured: Measured,
     timed: bool,
+    /// Whether restored state is still on disk only.
+    loading: bool,
 }
 
 impl Worker {
-    /// A worker with these tasks. Without `parts` the job takes no snapshots.
+    /// A worker with these tasks. Without `parts` the job takes no snapshots; else the flag beside
+    /// them says, to whoever triggers, that captured state is still being handed over.
     #[must_use]
     pub fn new(
         (id, attempt): (WorkerId, Attempt),
         tasks: Vec<Task>,
-        parts: Option<PartWriter>,
+        parts: Option<(PartWriter, Arc<AtomicBool>)>,
         commands: Receiver<Command>,
         events: Sender<Event>,
     ) -> Self {
         let capture_ns = clock::histogram_ns();
+        let count = tasks.len();
         Self {
             id,
             attempt,
             tasks,
-            parts,
+            shares: parts.map(|(parts, draining)| Shares::new(parts, count, draining)),
             commands,
             events,
-            gathering: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
-            writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
-            aborted: BTreeSet::new(),
             measured: Measured { capture_ns, inputs: inbox::Measured::default() },
             timed: false,
+            loading: true,
         }
     }
 
@@ -218,12 +212,12 @@ impl Worker {
             }
             worked = true;
         }
-        worked |= self.drain_some()?;
-        worked |= self.ack_durable()?;
+        worked |= self.snapshot_some()?;
+        worked |= self.load_some()?;
         if worked {
             return Ok(Step::Worked);
         }
-        if !self.writing.is_empty() {
+        if self.shares.as_ref().is_some_and(Shares::is_writing) {
             let soon = now_ns + DISK_POLL_NS;
             until = Some(until.map_or(soon, |until| until.min(soon)));
         }
@@ -239,17 +233,15 @@ impl Worker {
             let dropped = self.guarded("dropping a task it had stopped", |_| drop(task));
             result = result.and(dropped);
         }
-        let parts = self.parts.take();
-        result.and(self.guarded("closing its snapshot files", |_| drop(parts)))
+        let shares = self.shares.take();
+        result.and(self.guarded("closing its snapshot files", |_| drop(shares)))
     }
 
     /// Turns a panic into an error that says what this worker was at.
     fn guarded<R>(&mut self, at: &'static str, work: impl FnOnce(&mut Self) -> R) -> Result<R> {
         let worker = self.id.0;
-        guard::caught(|| work(self)).map_err(|message| Error::WorkerPanicked {
-            worker,
-            at,
-            message,
+        guard::caught(|| work(self)).map_err(|caught| {
+            caught.into_error(|message| Error::WorkerPanicked { worker, at, message })
         })
     }
 
@@ -275,16 +267,12 @@ impl Worker {
     /// Carries a command out. True: it was the last one.
     fn obey(&mut self, command: Command) -> Result<bool> {
         match command {
-            Command::Inject { snapshot, pause } => {
+            Command::Inject { snapshot, pause, told_ns } => {
                 self.tasks.iter_mut().for_each(|task| task.inject(snapshot, pause));
-                if self.tasks.is_empty() && self.parts.is_some() {
-                    // Nothing will come to the barrier; an empty part is this worker's share.
-                    let (captured, drained) = (Vec::new(), Vec::new());
-                    self.gathering.push_back(Gathering { snapshot, captured, drained });
-                }
+                self.shares.iter_mut().for_each(|shares| shares.triggered(snapshot, told_ns));
             }
             Command::Complete { snapshot, last } => {
-                self.aborted.retain(|aborted| *aborted > snapshot);
+                self.shares.iter_mut().for_each(|shares| shares.completed(snapshot));
                 for task in &mut self.tasks {
                     task.commit(Some((snapshot, last)))?;
                 }
@@ -294,7 +282,9 @@ impl Worker {
                 self.tasks.iter_mut().for_each(|task| task.resume(snapshot));
             }
             Command::Abort(snapshot) => {
-                self.give_up(snapshot)?;
+                if let Some(shares) = &mut self.shares {
+                    shares.give_up(&mut self.tasks, snapshot)?;
+                }
                 self.tasks.iter_mut().for_each(|task| task.resume(snapshot));
             }
             Command::CommitAll => {
@@ -310,151 +300,51 @@ impl Worker {
 
     /// Every input of `task` has delivered the barrier: mark, send it on.
     fn capture(&mut self, task: usize, snapshot: SnapshotId) -> Result<()> {
-        if self.parts.is_none() || self.aborted.contains(&snapshot) {
+        let Some(shares) = &mut self.shares else {
             return self.tasks[task].pass_barrier(snapshot);
-        }
-        let began_ns = clock::now_ns();
-        self.finish_draining(task)?;
-        self.tasks[task].capture(snapshot)?;
-        self.measured.capture_ns.saturating_record(clock::now_ns() - began_ns);
-        let tasks = self.tasks.len();
-        if self.gathering.back().is_none_or(|last| last.snapshot < snapshot) {
-            let (captured, drained) = (vec![false; tasks], vec![false; tasks]);
-            self.gathering.push_back(Gathering { snapshot, captured, drained });
-        }
-        let mut at = self.gathering.iter_mut().filter(|gathering| gathering.snapshot == snapshot);
-        at.next().expect("pushed above").captured[task] = true;
-        Ok(())
-    }
-
-    /// Writes out what `task` captured before, all of it, so that it can capture again.
-    fn finish_draining(&mut self, task: usize) -> Result<()> {
-        let open = |gathering: &&Gathering| gathering.captured[task] && !gathering.drained[task];
-        let Some(snapshot) = self.gathering.iter().find(open).map(|open| open.snapshot) else {
-            return Ok(());
         };
-        while self.drain(snapshot, task)? == Drained::More {}
+        if let Some(stood_ns) = shares.capture(&mut self.tasks, task, snapshot)? {
+            self.measured.capture_ns.saturating_record(stood_ns);
+        }
         Ok(())
     }
 
-    /// Writes out a piece of the oldest snapshot that is being gathered.
-    fn drain_some(&mut self) -> Result<bool> {
-        let Some(oldest) = self.gathering.front() else { return Ok(false) };
-        let snapshot = oldest.snapshot;
-        for task in 0..oldest.captured.len() {
-            let Some(oldest) = self.gathering.front().filter(|g| g.snapshot == snapshot) else {
-                return Ok(true); // it has failed
-            };
-            if oldest.captured[task]
-                && !oldest.drained[task]
-                && self.drain(snapshot, task)? != Drained::Waiting
-            {
+    /// A piece of what is to be written; acks of what is durable.
+    fn snapshot_some(&mut self) -> Result<bool> {
+        let Some(shares) = &mut self.shares else { return Ok(false) };
+        let drained = shares.drain_some(&mut self.tasks)?;
+        let polled = shares.poll(&mut self.tasks)?;
+        for outcome in shares.take_outcomes() {
+            let (worker, attempt) = (self.id, self.attempt);
+            // A supervisor that is gone has given the job up; see `tell`.
+            _ = self.events.send(match outcome {
+                Outcome::Durable(snapshot, share) => {
+                    Event::Acked { worker, attempt, snapshot, share }
+                }
+                Outcome::Failed(snapshot, reason) => {
+                    Event::SnapshotFailed { attempt, snapshot, reason }
+                }
+            });
+        }
+        if shares.wants_segment() {
+            _ = self.events.send(Event::WantsSegment);
+        }
+        Ok(drained || polled)
+    }
+
+    /// A piece of restored state that is still on disk only.
+    fn load_some(&mut self) -> Result<bool> {
+        if !self.loading {
+            return Ok(false);
+        }
+        for task in &mut self.tasks {
+            if task.load(LOAD_BYTES_MAX)? {
                 return Ok(true);
             }
         }
-        let oldest = self.gathering.front().expect("seen above");
-        if !oldest.drained.iter().all(|&drained| drained) {
-            return Ok(false); // not every task has come to the barrier, or sealed its log, yet
-        }
-        self.gathering.pop_front();
-        let parts = self.parts.as_mut().expect("there are snapshots");
-        parts.begin(snapshot);
-        match parts.finish() {
-            Ok(()) => self.writing.push_back(Writing { snapshot, part: None }),
-            Err(error) => self.fail(snapshot, &error)?,
-        }
+        self.loading = false;
+        self.tell(Event::Loaded(self.id, self.attempt));
         Ok(true)
-    }
-
-    /// Writes out a piece of what `task` captured for `snapshot`.
-    fn drain(&mut self, snapshot: SnapshotId, task: usize) -> Result<Drained> {
-        let parts = self.parts.as_mut().expect("there are snapshots");
-        parts.begin(snapshot);
-        let drained = self.tasks[task].drain(&mut |operator, slot, schema, bytes| {
-            parts.append(operator, slot, schema, bytes);
-        });
-        match drained {
-            Ok(Drained::Done) => {
-                let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
-                at.next().expect("it is being gathered").drained[task] = true;
-                Ok(Drained::Done)
-            }
-            Ok(drained) => Ok(drained),
-            Err(error) if is_of_snapshot(&error) => {
-                self.fail(snapshot, &error)?;
-                Ok(Drained::Done)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// This worker cannot make its share of `snapshot` durable.
-    fn fail(&mut self, snapshot: SnapshotId, error: &Error) -> Result<()> {
-        let reason = error.to_string();
-        self.tell(Event::SnapshotFailed { attempt: self.attempt, snapshot, reason });
-        self.give_up(snapshot)
-    }
-
-    fn give_up(&mut self, snapshot: SnapshotId) -> Result<()> {
-        self.aborted.insert(snapshot);
-        if let Some(parts) = &mut self.parts {
-            parts.abandon(snapshot);
-        }
-        self.writing.retain(|writing| writing.snapshot != snapshot);
-        let at = self.gathering.iter().position(|gathering| gathering.snapshot == snapshot);
-        let Some(gathering) = at.and_then(|at| self.gathering.remove(at)) else { return Ok(()) };
-        for (task, (captured, drained)) in
-            gathering.captured.iter().zip(&gathering.drained).enumerate()
-        {
-            if *captured && !drained {
-                self.tasks[task].abandon()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Acks what has become durable, in order.
-    fn ack_durable(&mut self) -> Result<bool> {
-        if self.writing.is_empty() {
-            return Ok(false);
-        }
-        let done = self.parts.as_mut().expect("there are snapshots").poll();
-        let mut worked = !done.is_empty();
-        for (snapshot, result) in done {
-            match result {
-                Ok(part) => {
-                    let mut at = self.writing.iter_mut().filter(|w| w.snapshot == snapshot);
-                    if let Some(writing) = at.next() {
-                        writing.part = Some(part);
-                    }
-                }
-                Err(error) => self.fail(snapshot, &error)?,
-            }
-        }
-        while let Some(Writing { snapshot, part: Some(_) }) = self.writing.front() {
-            let snapshot = *snapshot;
-            for task in &mut self.tasks {
-                if !task.is_prepared(snapshot)? {
-                    return Ok(worked);
-                }
-            }
-            let writing = self.writing.pop_front().expect("seen above");
-            let part = writing.part.expect("seen above");
-            let (worker, attempt) = (self.id, self.attempt);
-            self.tell(Event::Acked { worker, attempt, snapshot, part });
-            worked = true;
-        }
-        Ok(worked)
-    }
-}
-
-/// Whether only the snapshot has failed. State that does not serialise is still there for the next
-/// one; after a panic, or in a sink that could not prepare, nothing is sure any more.
-fn is_of_snapshot(error: &Error) -> bool {
-    match error {
-        Error::Operator { source, .. } => is_of_snapshot(source),
-        Error::Snapshot { .. } => true,
-        _ => false,
     }
 }
 

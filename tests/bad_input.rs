@@ -12,12 +12,13 @@ use std::process::Command;
 
 use command::{Place, Ran, assert_final, assert_updates, contents, ended, start, tidegate, until};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tidegate::disk::ThreadDisk;
+use tidegate::store;
 
-/// Changes one byte in the middle of a file.
+/// Changes one byte in a manifest.
 fn flip(path: &Path) {
     let mut bytes = fs::read(path).expect("a file");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
+    bytes[300] ^= 0x10;
     fs::write(path, bytes).expect("a file");
 }
 
@@ -25,17 +26,16 @@ fn manifests(place: &Place) -> Vec<PathBuf> {
     manifests_of(place, "s")
 }
 
+/// The files of manifests that can be read, the oldest first.
 fn manifests_of(place: &Place, directory: &str) -> Vec<PathBuf> {
-    let directory = place.path(directory);
-    let names = contents(&directory).into_keys().filter(|name| name.ends_with(".manifest"));
-    names.map(|name| directory.join(name)).collect()
+    numbered(place, directory).into_iter().map(|(_, path)| path).collect()
 }
 
-/// The number in a manifest's name.
-fn number(manifest: &Path) -> u64 {
-    let name = manifest.file_name().and_then(OsStr::to_str).expect("a name");
-    let digits = name.trim_start_matches("snapshot-").trim_end_matches(".manifest");
-    digits.parse().expect("digits")
+/// The same, each with the number of its snapshot.
+fn numbered(place: &Place, directory: &str) -> Vec<(u64, PathBuf)> {
+    let directory = place.path(directory);
+    let infos = store::list(&ThreadDisk::new(), &directory).unwrap_or_default();
+    infos.into_iter().filter_map(|i| Some((i.snapshot?, directory.join(i.file)))).collect()
 }
 
 #[test]
@@ -408,9 +408,10 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     until(&mut child, || manifests(&place).len() >= 3);
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
     Ran::after(child).succeeded();
-    let mut all = manifests(&place);
-    let newest = all.pop().expect("a manifest");
-    let before_newest = number(&all.pop().expect("a manifest"));
+    let mut all = numbered(&place, "s");
+    let (_, newest) = all.pop().expect("a manifest");
+    let (before_newest, _) = all.pop().expect("a manifest");
+    let whole = fs::read(&newest).expect("a manifest");
     flip(&newest);
     let (newest, directory) = (newest.display().to_string(), place.path("s").display().to_string());
     tidegate(&["snapshot", "list", &directory]).succeeded();
@@ -427,8 +428,14 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     assert!(ran.stderr.contains(&instead), "{}", ran.stderr);
     assert_updates(&place.committed("out"), &place.text);
     // It used to stay, so that verify failed and every start warned for ever.
-    assert!(!Path::new(&newest).exists());
-    assert!(Path::new(&format!("{newest}.passed-over")).exists(), "evidence is kept");
+    let evidence: Vec<PathBuf> = fs::read_dir(&directory)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension() == Some(OsStr::new("passed-over")))
+        .collect();
+    let [evidence] = &evidence[..] else { panic!("one is kept: {evidence:?}") };
+    assert!(evidence.display().to_string().starts_with(&newest));
+    assert_ne!(fs::read(evidence).expect("a copy"), whole, "it is the damaged one");
     let listed = tidegate(&["snapshot", "list", &directory]).succeeded();
     assert!(String::from_utf8_lossy(&listed.stdout).contains("passed over"), "{listed:?}");
     tidegate(&["snapshot", "verify", &directory]).succeeded();
@@ -440,11 +447,15 @@ fn snapshots_that_are_all_damaged_are_an_error_and_nothing_is_lost() {
     let place = Place::new(50);
     place.count(&["--snapshots", "@s", "--output", "@out"]).succeeded();
     manifests(&place).iter().for_each(|path| flip(path));
-    let (output, snapshots) = (contents(&place.path("out")), manifests(&place));
+    let slots = || {
+        let files = contents(&place.path("s")).into_iter();
+        files.filter(|(name, _)| name.starts_with("manifest-")).collect::<Vec<_>>()
+    };
+    let (output, snapshots) = (contents(&place.path("out")), slots());
     let path = place.path("s").display().to_string();
     let ran = place.count(&["--snapshots", "@s", "--output", "@out"]);
     ran.refused(1, &[&path, "can be restored", "is corrupt at byte"]);
-    assert_eq!((contents(&place.path("out")), manifests(&place)), (output, snapshots));
+    assert_eq!((contents(&place.path("out")), slots()), (output, snapshots));
 }
 
 #[test]
@@ -498,10 +509,12 @@ fn snapshots_of_a_newer_program_are_refused_and_not_passed_over() {
     let newest = manifests(&place).pop().expect("a manifest");
     let mut bytes = fs::read(&newest).expect("a file");
     bytes[12] = 9;
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..44]), &bytes[48..]);
+    let payload_bytes = u64::from_le_bytes(bytes[24..32].try_into().expect("8 bytes")) as usize;
+    let payload = &bytes[48..48 + payload_bytes.next_multiple_of(16)];
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..44]), payload);
     bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
     fs::write(&newest, bytes).expect("a file");
     let needles =
-        [&*newest.display().to_string(), "format version 9", "up to 1", "another directory"];
+        [&*newest.display().to_string(), "format version 9", "up to 2", "another directory"];
     place.count(&["--snapshots", "@s"]).refused(1, &needles);
 }

@@ -111,7 +111,7 @@ fn running_again_after_completion_says_so_and_changes_nothing() {
         }
         assert_eq!(contents(&place.path("out")), output);
         let manifests = |files: &std::collections::BTreeMap<String, Vec<u8>>| {
-            let names = files.iter().filter(|(name, _)| name.ends_with(".manifest"));
+            let names = files.iter().filter(|(name, _)| name.starts_with("manifest-"));
             names.map(|(name, bytes)| (name.clone(), bytes.clone())).collect::<Vec<_>>()
         };
         assert_eq!(manifests(&contents(&place.path("s"))), manifests(&snapshots));
@@ -381,8 +381,7 @@ fn a_loop_that_is_stopped_goes_on_and_once_complete_changes_nothing() {
     let more = ["--output", "@out", "--snapshots", "@s", "--interval", "2ms"];
     let slow = [&more[..], &["--rate", "3000", "--parallelism", "2"]].concat();
     let mut child = start(&place.arguments_of("iterate", &slow));
-    let has_manifest =
-        || contents(&place.path("s")).into_keys().any(|name| name.ends_with(".manifest"));
+    let has_manifest = || contents(&place.path("s")).into_keys().any(|name| name == "manifest-0");
     until(&mut child, has_manifest);
     signal(&child, Signal::TERM);
     let stopped = Ran::after(child).succeeded();

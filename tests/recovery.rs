@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use tidegate::operator::Flow;
 use tidegate::operator::sink::{Collect, Collected, Files, Roll, Sink, Writer, WriterContext};
 use tidegate::operator::source::{Generator, Read, Reader, ReaderContext, Source};
 use tidegate::record::Batch;
+use tidegate::store;
 use tidegate::stream::{Job, Stream};
 use tidegate::worker::Step;
 
@@ -440,8 +442,11 @@ fn a_snapshot_that_was_passed_over_once_does_not_come_back() {
     let mut run = Run::open(&graph, &config(1), &disk);
     run.until_completed(5);
     let newest = *run.completed().last().expect("five of them");
-    let name = format!("/snapshots/snapshot-{newest:020}.manifest");
     drop(run);
+    let directory = Path::new("/snapshots");
+    let infos = store::list(&disk, directory).expect("a snapshot directory");
+    let slot = infos.iter().find(|info| info.snapshot == Some(newest)).expect("the newest");
+    let name = format!("/snapshots/{}", slot.file);
     let whole = disk.read(name.as_ref()).expect("the newest");
     let damage = |disk: &MemoryDisk, name: &str, byte: u8| {
         disk.open(name.as_ref()).expect("the newest").write_all_at(&[byte], 60).expect("a write");
@@ -449,12 +454,14 @@ fn a_snapshot_that_was_passed_over_once_does_not_come_back() {
     damage(&disk, &name, !whole[60]);
     let mut run = Run::open(&graph, &config(1), &disk);
     let told = |index: usize, needle: &str| matches!(&run.told[index], Told::Warning(text) if text.contains(needle));
-    assert!(told(0, "cannot be restored"), "{:?}", run.told);
+    assert!(told(0, "a manifest cannot be read"), "{:?}", run.told);
     assert!(told(1, &format!("goes on from snapshot {} instead", newest - 1)), "{:?}", run.told);
     assert!(told(2, ".passed-over"), "{:?}", run.told);
     run.supervise();
     drop(run);
-    damage(&disk, &format!("{name}.passed-over"), whole[60]);
+    let names = disk.list(directory).expect("a snapshot directory");
+    let aside = names.iter().find(|name| name.ends_with(".passed-over")).expect("evidence");
+    damage(&disk, &format!("/snapshots/{aside}"), whole[60]);
     end(&mut Run::open(&graph, &config(2), &disk)).expect("it goes on");
     assert_exact(filed(&disk));
 }

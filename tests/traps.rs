@@ -434,7 +434,7 @@ fn trap_17_two_runs_of_one_schedule_write_the_same_snapshot_bytes() {
         run.until_completed(4);
         drop(run);
         let parts = visible(&disk, "/snapshots").into_iter();
-        parts.filter(|(name, _)| name.ends_with(".part")).collect::<Vec<_>>()
+        parts.filter(|(name, _)| name.starts_with("segment-")).collect::<Vec<_>>()
     };
     let (first, second) = (run(), run());
     assert!(first.iter().any(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)), "there is state");

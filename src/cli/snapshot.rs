@@ -7,7 +7,7 @@ use serde::Serialize;
 use tidegate::disk::Disk;
 use tidegate::engine::default_disk;
 use tidegate::id::SnapshotId;
-use tidegate::store::{self, Condition, Manifest, SnapshotInfo};
+use tidegate::store::{self, Condition, Manifest, PartRef, SnapshotInfo};
 
 use super::exit::Failure;
 use super::summary;
@@ -85,7 +85,8 @@ fn list(which: &Which, disk: &dyn Disk) -> Result<(), Failure> {
 
 fn row(info: &SnapshotInfo) -> String {
     let problem = info.problem.as_deref().unwrap_or("its state could not be read");
-    let say = |what: &str| format!("{:>8}  {what}: {problem}\n", info.snapshot);
+    let id = info.snapshot.map_or_else(|| info.file.clone(), |id| id.to_string());
+    let say = |what: &str| format!("{id:>8}  {what}: {problem}\n");
     let manifest = match (&info.manifest, info.condition) {
         (_, Condition::PassedOver) => return say("passed over, kept as evidence"),
         (None, Condition::Newer) => return say("of a newer tidegate"),
@@ -94,21 +95,23 @@ fn row(info: &SnapshotInfo) -> String {
     };
     let (created, bytes) = (utc(manifest.created_unix_ms), manifest.state_bytes());
     let notes = if manifest.last { "the job is complete" } else { "" };
-    let row = format!("{:>8}  {created}  {bytes:>11}  {notes}", info.snapshot);
+    let row = format!("{id:>8}  {created}  {bytes:>11}  {notes}");
     format!("{}\n", row.trim_end())
 }
 
 fn show(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure> {
     let mut snapshots = store::list(disk, &which.directory)?;
     snapshots.retain(|info| info.condition != Condition::PassedOver);
-    let all =
-        || snapshots.iter().map(|info| info.snapshot.to_string()).collect::<Vec<_>>().join(", ");
-    let Some(newest) = snapshots.last() else {
-        return Err(refuse(&which.directory, "it holds no snapshot".into()));
+    let ids: Vec<u64> = snapshots.iter().filter_map(|info| info.snapshot).collect();
+    let Some(newest) = ids.last() else {
+        let damaged = snapshots.into_iter().find_map(|info| info.problem);
+        let reason = damaged.unwrap_or_else(|| "it holds no snapshot".into());
+        return Err(refuse(&which.directory, reason));
     };
-    let id = id.unwrap_or(newest.snapshot);
-    if !snapshots.iter().any(|info| info.snapshot == id) {
-        return Err(refuse(&which.directory, format!("it holds no snapshot {id}, but {}", all())));
+    let id = id.unwrap_or(*newest);
+    if !ids.contains(&id) {
+        let all = ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        return Err(refuse(&which.directory, format!("it holds no snapshot {id}, but {all}")));
     }
     let manifest = store::show(disk, &which.directory, SnapshotId(id))?;
     if which.json {
@@ -132,9 +135,17 @@ fn describe(manifest: &Manifest) -> String {
         text.push_str(&format!("            {line}\n"));
     }
     for (worker, part) in manifest.parts.iter().enumerate() {
+        let PartRef { segment, offset, bytes, crc32c, frames, links, .. } = part;
+        if *bytes == 0 {
+            text.push_str(&format!("worker {worker:<4} no state\n"));
+            continue;
+        }
+        let (pages, segments) =
+            (part.page_bytes, summary::counted(part.segments.len() as u64, "segments"));
         text.push_str(&format!(
-            "worker {worker:<4} {} bytes in {} frames, CRC32C {:08x}, at byte {} of {}\n",
-            part.bytes, part.frames, part.crc32c, part.offset, part.file
+            "worker {worker:<4} {pages} bytes of pages in {segments}; index of {bytes} bytes in {frames} \
+             frames, CRC32C {crc32c:08x}, at byte {offset} of segment-{segment}, going on from {links} \
+             earlier\n"
         ));
     }
     for (note, value) in &manifest.notes {
@@ -154,7 +165,7 @@ struct Verdict {
 fn verify(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure> {
     let mut report = store::verify(disk, &which.directory)?;
     if let Some(id) = id {
-        report.snapshots.retain(|info| info.snapshot == id);
+        report.snapshots.retain(|info| info.snapshot == Some(id));
         let counting = report.snapshots.iter().filter(|i| i.condition != Condition::PassedOver);
         report.problems = counting.filter_map(|info| info.problem.clone()).collect();
         report.verified_bytes = report

@@ -88,13 +88,6 @@ pub fn forget_peak_rss() {
     _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Memory that can be had without swapping, where the kernel says.
-pub fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
 /// "1 line", "1,000 lines": `plural` is the unit with an s.
 pub fn counted(count: u64, plural: &str) -> String {
     let unit = if count == 1 { plural.trim_end_matches('s') } else { plural };

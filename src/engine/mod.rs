@@ -4,6 +4,7 @@
 //! tests and for callers with a loop of their own. Both carry out what the [`supervisor`] says.
 
 pub mod hiccup;
+pub mod memory;
 mod park;
 mod pool;
 pub mod stepper;
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::id::SnapshotId;
 use crate::inbox;
+use crate::phases::PhaseHistograms;
 use crate::stream::Job;
 use pool::{Kind, Pool};
 pub use pool::{MEMLOCK_BYTES_MIN, MEMLOCK_REMEDY};
@@ -97,8 +99,14 @@ pub struct Report {
     pub cadence: Cadence,
     /// From trigger to durable manifest, ns.
     pub snapshot_ns: Histogram<u64>,
-    /// How long tasks stood still at barriers to capture their state, ns.
+    /// How long tasks stood still at barriers to capture their state, ns; one value per task and
+    /// snapshot.
     pub capture_ns: Histogram<u64>,
+    /// The phases of the snapshots that were completed.
+    pub phases: PhaseHistograms,
+    /// From the start until all of the state that this run began with was in memory. Records are
+    /// processed before.
+    pub loaded: Option<Duration>,
     /// What inputs spilled to disk and logged, in the last attempt.
     pub inputs: inbox::Measured,
 }

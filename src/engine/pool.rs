@@ -170,8 +170,8 @@ fn spawn(seat: Seat, kind: Kind) -> Result<JoinHandle<()>> {
             Kind::Plain => run_plain(&seat),
             Kind::Glommio => run_glommio(&seat),
         });
-        let lost = |reason| Err(Error::WorkerLost { worker: seat.index, reason });
-        if let Err(error) = ended.unwrap_or_else(lost) {
+        let lost = |reason| Error::WorkerLost { worker: seat.index, reason };
+        if let Err(error) = ended.unwrap_or_else(|caught| Err(caught.into_error(lost))) {
             _ = seat.teller.send(Err(error));
         }
     };

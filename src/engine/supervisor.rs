@@ -14,16 +14,17 @@
 //! - Sinks recover before writers exist; state is restored before a record is read.
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
+mod hold;
 mod restore;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use self::hold::hold;
 use super::{End, Handle, Notice, Report};
 use crate::clock;
 use crate::config::{Config, Mode, Snapshots, Spill};
@@ -35,13 +36,17 @@ use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::inbox;
 use crate::operator::sink::NOBODY;
 use crate::operator::source::ReaderContext;
+use crate::phases::{PhaseHistograms, Phases};
 use crate::plan::{Instance, Plan};
 use crate::spill::remove_leftovers;
 use crate::store::{
-    JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef, StateEntry, Store, list,
+    JobIdentity, Loaded, MANIFEST_FORMAT, Manifest, OperatorEntry, StateEntry, Store,
 };
 use crate::task::Task;
-use crate::worker::{Command, Event, Worker};
+use crate::worker::{Command, Event, Share, Worker};
+
+/// How soon to look again whether captured state has all been handed over, ns.
+const DRAINING_POLL_NS: u64 = 200_000;
 
 /// What opening a job found.
 pub enum Opened<'g> {
@@ -84,7 +89,7 @@ enum Phase {
 /// A snapshot that every worker has acked.
 struct Decided {
     snapshot: SnapshotId,
-    parts: Vec<PartRef>,
+    shares: Vec<Share>,
     last: bool,
     triggered_ns: u64,
 }
@@ -100,7 +105,7 @@ pub struct Supervisor<'g> {
     store: Option<Store>,
     spill_lock: Option<DiskLock>,
     newest: Option<Manifest>,
-    coordinator: Coordinator<PartRef>,
+    coordinator: Coordinator<Share>,
     phase: Phase,
     attempt: Attempt,
     commands: Vec<Sender<Command>>,
@@ -110,7 +115,13 @@ pub struct Supervisor<'g> {
     arrived: Option<Event>,
     /// Workers of this attempt that have not stopped.
     alive: BTreeSet<WorkerId>,
+    /// Workers of this attempt whose restored state is not all in memory.
+    loading: BTreeSet<WorkerId>,
+    /// Whether a worker still hands captured state over.
+    draining: Vec<Arc<AtomicBool>>,
     failures: u32,
+    /// Whether bytes of a snapshot were found damaged since it was last looked at.
+    found_damage: bool,
     /// Snapshots from this one on are triggered after this attempt's workers were told to commit an
     /// earlier one: if one of them completes, they could.
     proven_from: Option<SnapshotId>,
@@ -138,57 +149,11 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     Ok(JobIdentity { name: graph.name.clone(), fingerprint: lines.join("\n") })
 }
 
-/// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
-/// instead is committed again under a new id: restoring it takes back what sinks published since, so
-/// the skipped one must not come back as the newest, should it be readable another time. What was
-/// skipped is then put aside, as evidence that does not count.
-fn hold(
-    disk: &Arc<dyn Disk>,
-    snapshots: &Snapshots,
-    identity: &JobIdentity,
-    notice: &mut dyn FnMut(Notice<'_>),
-) -> Result<(Store, Option<Manifest>)> {
-    let opened = Store::open(disk.clone(), &snapshots.directory, identity, snapshots.retained)?;
-    opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
-    let (mut store, mut newest) = (opened.store, opened.newest);
-    if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
-        let before = newest.id();
-        newest.snapshot = store.next_snapshot().0;
-        newest.generation = store.generation();
-        store.commit(newest)?;
-        notice(Notice::Warning(&format!(
-            "the job goes on from snapshot {before} instead, which from now on is number {}",
-            newest.snapshot
-        )));
-    }
-    match store.put_aside(&opened.skipped) {
-        Ok(()) if opened.skipped.is_empty() => {}
-        Ok(()) => notice(Notice::Warning(
-            "what cannot be restored is kept under names that end in .passed-over; delete them when \
-             you do not want to look into it any more",
-        )),
-        Err(error) => notice(Notice::Warning(&error.to_string())),
-    }
-    Ok((store, newest))
-}
-
-/// A directory that had snapshots and has none any more was deleted under the job. In a new one it
-/// would begin anew, and results that sinks have published would come twice.
-fn refuse_emptied(disk: &dyn Disk, path: &Path, newest: SnapshotId) -> Result<()> {
-    let is_there = match list(disk, path) {
-        Ok(snapshots) => !snapshots.is_empty(),
-        Err(Error::Directory { .. }) => false,
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => false,
-        Err(error) => return Err(error),
-    };
-    if is_there {
-        return Ok(());
-    }
-    let reason = format!(
-        "its snapshots are gone, it was deleted or emptied while the job ran; put it back (snapshot \
-         {newest} was the newest), or start over with new snapshot and output directories"
-    );
-    Err(Error::Directory { path: path.to_path_buf(), reason })
+/// What a manifest says of how its snapshot was taken. It cannot say how long its own commit took.
+fn notes_of(phases: &Phases, durable_parts_ns: u64) -> BTreeMap<String, u64> {
+    let named = phases.named().into_iter().filter(|(name, _)| *name != "commit_ns");
+    let total = ("trigger_to_durable_parts_ns", durable_parts_ns);
+    named.chain([total]).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 impl<'g> Supervisor<'g> {
@@ -206,7 +171,7 @@ impl<'g> Supervisor<'g> {
         let identity = identity_of(graph, &disk)?;
         let (mut store, mut newest) = (None, None);
         if let Some(snapshots) = &config.snapshots {
-            let held = hold(&disk, snapshots, &identity, notice)?;
+            let held = hold(&disk, snapshots, &identity, false, notice)?;
             (store, newest) = (Some(held.0), held.1);
         }
         let snapshots = config.snapshots.as_ref();
@@ -227,6 +192,8 @@ impl<'g> Supervisor<'g> {
             cadence: coordinator.cadence(),
             snapshot_ns: clock::histogram_ns(),
             capture_ns: clock::histogram_ns(),
+            phases: PhaseHistograms::default(),
+            loaded: None,
             inputs: inbox::Measured::default(),
         };
         let mut supervisor = Self {
@@ -247,15 +214,18 @@ impl<'g> Supervisor<'g> {
             events: channel(),
             arrived: None,
             alive: BTreeSet::new(),
+            loading: BTreeSet::new(),
+            draining: Vec::new(),
             failures: 0,
+            found_damage: false,
             proven_from: None,
             started_ns: clock::now_ns(),
             report,
             claims: BTreeMap::new(),
         };
         if supervisor.newest.as_ref().is_some_and(|newest| newest.last) {
-            let entries = supervisor.load()?;
-            supervisor.recover_sinks(Some(&entries))?;
+            let loaded = supervisor.load()?;
+            supervisor.recover_sinks(Some(&loaded.pieces))?;
             supervisor.report.end = End::AlreadyComplete;
             return Ok(Opened::Complete(Box::new(supervisor.report)));
         }
@@ -282,7 +252,8 @@ impl<'g> Supervisor<'g> {
                 if self.handle.is_stopped() {
                     self.coordinator.stop(now_ns);
                 }
-                let actions = self.coordinator.tick(now_ns, self.handle.records());
+                let draining = self.is_draining();
+                let actions = self.coordinator.tick(now_ns, self.handle.records(), draining);
                 self.act(actions, now_ns, notice);
             }
             Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
@@ -298,7 +269,16 @@ impl<'g> Supervisor<'g> {
         // Only a running job has something due: in every other phase the coordinator is not asked,
         // and what it had due stays past.
         let running = matches!(self.phase, Phase::Running);
-        self.wait_until(running.then(|| self.coordinator.wake_at_ns()).flatten())
+        let mut until_ns = running.then(|| self.coordinator.wake_at_ns()).flatten();
+        if self.is_draining() {
+            // What is due waits for the end of that, which no event tells.
+            until_ns = until_ns.map(|until_ns| until_ns.max(now_ns + DRAINING_POLL_NS));
+        }
+        self.wait_until(until_ns)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.iter().any(|draining| draining.load(Ordering::Relaxed))
     }
 
     fn wait_until(&mut self, until_ns: Option<u64>) -> Turn {
@@ -314,6 +294,7 @@ impl<'g> Supervisor<'g> {
         match self.workers(now_ns, notice) {
             Ok(workers) => {
                 self.alive = workers.iter().map(Worker::id).collect();
+                self.loading.clone_from(&self.alive);
                 self.phase = Phase::Running;
                 Turn::Start(workers)
             }
@@ -329,6 +310,11 @@ impl<'g> Supervisor<'g> {
     ) -> Turn {
         let restarts = self.config.restarts;
         self.failures += 1;
+        self.found_damage |= match error.root() {
+            Error::Corrupt { .. } => true,
+            Error::Io { .. } => !self.loading.is_empty(),
+            _ => false,
+        };
         // Without snapshots there is nothing to go back to: output may have been published.
         let takes_snapshots = self.config.snapshots.is_some();
         if !takes_snapshots || !error.is_retryable() || self.handle.is_stopped() {
@@ -351,11 +337,19 @@ impl<'g> Supervisor<'g> {
 
     fn hear(&mut self, event: Event, now_ns: u64, notice: &mut dyn FnMut(Notice<'_>)) {
         let actions = match event {
-            Event::Acked { worker, attempt, snapshot, part } => {
-                self.coordinator.ack(worker, snapshot, attempt, part).1
+            Event::Acked { worker, attempt, snapshot, share } => {
+                self.coordinator.ack(worker, snapshot, attempt, share).1
             }
             Event::SnapshotFailed { attempt, snapshot, reason } => {
                 self.coordinator.failed(snapshot, attempt, reason, now_ns)
+            }
+            Event::Loaded(worker, attempt) => {
+                self.loaded(worker, attempt);
+                Vec::new()
+            }
+            Event::WantsSegment => {
+                self.store.iter().for_each(Store::refill);
+                Vec::new()
             }
             Event::TaskFinished(attempt) => {
                 self.coordinator.task_finished(attempt, now_ns);
@@ -375,6 +369,13 @@ impl<'g> Supervisor<'g> {
         };
         if matches!(self.phase, Phase::Running) {
             self.act(actions, now_ns, notice);
+        }
+    }
+
+    fn loaded(&mut self, worker: WorkerId, attempt: Attempt) {
+        if attempt == self.attempt && self.loading.remove(&worker) && self.loading.is_empty() {
+            let since_ns = clock::now_ns() - self.started_ns;
+            self.report.loaded.get_or_insert(Duration::from_nanos(since_ns));
         }
     }
 
@@ -402,7 +403,7 @@ impl<'g> Supervisor<'g> {
 
     fn act(
         &mut self,
-        actions: Vec<Action<PartRef>>,
+        actions: Vec<Action<Share>>,
         now_ns: u64,
         notice: &mut dyn FnMut(Notice<'_>),
     ) {
@@ -410,11 +411,12 @@ impl<'g> Supervisor<'g> {
         for action in actions {
             match action {
                 Action::Inject { snapshot, pause } => {
-                    self.tell(Command::Inject { snapshot, pause });
+                    let told_ns = clock::now_ns();
+                    self.tell(Command::Inject { snapshot, pause, told_ns });
                 }
                 Action::Commit { snapshot, parts, last, triggered_ns } => {
                     self.tell(Command::Resume(snapshot));
-                    let decided = Decided { snapshot, parts, last, triggered_ns };
+                    let decided = Decided { snapshot, shares: parts, last, triggered_ns };
                     let followed = self.commit(decided, now_ns);
                     self.act(followed, now_ns, notice);
                 }
@@ -456,8 +458,11 @@ impl<'g> Supervisor<'g> {
     }
 
     /// Decides by `now_ns` only, which is the driver's time; the clock measures what it took.
-    fn commit(&mut self, decided: Decided, now_ns: u64) -> Vec<Action<PartRef>> {
-        let Decided { snapshot, parts, last, triggered_ns } = decided;
+    fn commit(&mut self, decided: Decided, now_ns: u64) -> Vec<Action<Share>> {
+        let Decided { snapshot, shares, last, triggered_ns } = decided;
+        let phases = shares.iter().map(|share| share.phases);
+        let mut phases = phases.reduce(Phases::joined).unwrap_or_default();
+        let parts = shares.into_iter().map(|share| share.part).collect();
         let began_ns = clock::now_ns();
         let store = self.store.as_mut().expect("there are snapshots");
         let entry = |name: &String| OperatorEntry { name: name.clone(), schema: 1 };
@@ -471,17 +476,16 @@ impl<'g> Supervisor<'g> {
             last,
             operators: self.graph.operators.iter().map(|o| entry(&o.name)).collect(),
             parts,
-            notes: BTreeMap::from([(
-                "trigger_to_durable_parts_ns".into(),
-                now_ns.saturating_sub(triggered_ns),
-            )]),
+            notes: notes_of(&phases, now_ns.saturating_sub(triggered_ns)),
         };
         match store.commit(&manifest) {
             Ok(()) => {
                 self.newest = Some(manifest);
+                phases.commit_ns = clock::now_ns() - began_ns;
+                self.report.phases.record(&phases);
                 let mut actions = self.coordinator.committed(snapshot, now_ns);
                 if let Some(Action::Complete { duration_ns, .. }) = actions.first_mut() {
-                    *duration_ns += clock::now_ns() - began_ns;
+                    *duration_ns += phases.commit_ns;
                 }
                 // A failed collection leaves files behind that the next one finds.
                 _ = self.store.as_mut().expect("there are snapshots").collect();
@@ -498,18 +502,6 @@ impl<'g> Supervisor<'g> {
                 Vec::new()
             }
         }
-    }
-
-    /// Opens the directory again: after a commit whose outcome is not known it says what holds.
-    fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
-        let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
-        self.store = None; // gives up the lock
-        if let Some(newest) = &self.newest {
-            refuse_emptied(&*self.disk, &snapshots.directory, newest.id())?;
-        }
-        let held = hold(&self.disk, snapshots, &self.identity, notice)?;
-        (self.store, self.newest) = (Some(held.0), held.1);
-        Ok(())
     }
 
     fn reported(&mut self, end: End) -> Box<Report> {

@@ -13,14 +13,19 @@
 //!   a hundredth of the table; a directory per key group, the alternative, costs every update two
 //!   more dependent loads.
 //! - A page's memory belongs to the directory it stands in and to nobody else.
+//! - A page that is on disk only has entries of version [`UNLOADED`] that refer to an empty page, so
+//!   that asking the cache for it does no harm. It is never looked into.
+//! - Pages are numbered from 0; the first half of a page that splits keeps its number.
 
 #![expect(unsafe_code, reason = "entries refer to pages by address: several to one")]
 
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
 
+use super::capture::{Pages, UNLOADED};
+use super::exchange::Chunk;
 use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max};
+use super::tiles::DEPTH_MAX;
 use crate::id::{KEY_GROUPS, KeyGroup};
 use crate::key::Key;
 use crate::record::Data;
@@ -30,14 +35,6 @@ pub(super) const GROUP_BITS: u32 = KEY_GROUPS.ilog2();
 
 /// A page above this splits in two. Small enough to copy in well under a microsecond.
 const PAGE_BYTES_MAX: usize = 4864;
-
-/// Deepest page; there, or where the next bit tells no keys apart, a page outgrows its bound.
-/// Only a hash that is not well mixed comes here.
-const DEPTH_MAX: u32 = 32;
-
-/// Deepest page that is adopted as it is when it comes back; bounds the directory hostile bytes can
-/// ask for to 128 MiB. With pages of this depth a table of all key groups is above 10 GiB.
-const ADOPTED_DEPTH_MAX: u32 = 23;
 
 struct Entry {
     tags: NonNull<u8>,
@@ -50,17 +47,18 @@ pub(super) struct Directory<K: Key, V: Data> {
     shift: u32,
     /// What `hash >> shift` is for the first entry.
     first: usize,
-    pages: PhantomData<PageBox<K, V>>,
+    next_id: u32,
+    /// Memory of the pages.
+    page_bytes: usize,
+    /// What entries of pages that are not loaded refer to.
+    _blank: PageBox<K, V>,
+    /// First hashes of second halves, until they are asked for.
+    born: Vec<u64>,
 }
 
 /// First hash of a key group.
 pub(super) fn group_start(group: KeyGroup) -> u64 {
     u64::from(group.0) << (64 - GROUP_BITS)
-}
-
-/// The first `depth` bits of `hash`; `depth` is above 0.
-pub(super) fn prefix_of(hash: u64, depth: u32) -> u64 {
-    hash >> (64 - depth) << (64 - depth)
 }
 
 /// The first hash behind a page, if it is in the same key group.
@@ -90,17 +88,38 @@ fn homes_for(entries: usize) -> usize {
 impl<K: Key, V: Data> Directory<K, V> {
     /// One empty page per key group.
     pub fn new(groups: Range<u32>, version: u32) -> Self {
-        let empty = |group| {
-            let start = group_start(KeyGroup(group));
-            let (tags, homes) = PageBox::<K, V>::new(HOMES_MIN, 0, start, GROUP_BITS).into_raw();
-            Entry { tags, homes, version }
-        };
-        Self {
-            first: groups.start as usize,
-            entries: groups.map(empty).collect(),
-            shift: 64 - GROUP_BITS,
-            pages: PhantomData,
+        let pages = groups.clone().map(|group| (group_start(KeyGroup(group)), GROUP_BITS, version));
+        Self::with_pages(groups, &pages.collect::<Vec<_>>())
+    }
+
+    /// Pages numbered in order by first hash, depth and version, which tile the key groups. Those
+    /// that are not [`UNLOADED`] are empty.
+    pub fn with_pages(groups: Range<u32>, pages: &[(u64, u32, u32)]) -> Self {
+        let depth = pages.iter().map(|page| page.1).max().expect("a table has pages");
+        let first = (groups.start as usize) << (depth - GROUP_BITS);
+        let blank = PageBox::new(HOMES_MIN, 0, 0, GROUP_BITS);
+        let mut page_bytes = 0;
+        let mut entries = Vec::with_capacity(groups.len() << (depth - GROUP_BITS));
+        for (id, &(prefix, page_depth, version)) in pages.iter().enumerate() {
+            let (tags, homes) = if version == UNLOADED {
+                blank.page().raw()
+            } else {
+                let mut page = PageBox::<K, V>::new(HOMES_MIN, 0, prefix, page_depth);
+                page.page_mut().set_id(id as u32);
+                page_bytes += page.memory_bytes();
+                page.into_raw()
+            };
+            let run = 1 << (depth - page_depth);
+            entries.extend((0..run).map(|_| Entry { tags, homes, version }));
         }
+        assert_eq!(entries.len(), entries.capacity(), "pages tile the key groups");
+        let (shift, next_id) = (64 - depth, pages.len() as u32);
+        Self { entries, shift, first, next_id, page_bytes, _blank: blank, born: Vec::new() }
+    }
+
+    /// First hashes of pages that came to be since this was asked last.
+    pub fn take_born(&mut self) -> impl Iterator<Item = u64> + '_ {
+        self.born.drain(..)
     }
 
     #[inline]
@@ -114,40 +133,11 @@ impl<K: Key, V: Data> Directory<K, V> {
         &self.entries[self.index(hash)]
     }
 
-    /// Whether the table holds the key group of `hash`.
-    pub fn holds(&self, hash: u64) -> bool {
-        self.index(hash) < self.entries.len()
-    }
-
     #[inline]
     pub fn page(&self, hash: u64) -> Page<'_, K, V> {
         let entry = self.entry(hash);
         // SAFETY: entries refer to pages of this directory, which is borrowed.
         unsafe { Page::from_raw(entry.tags, entry.homes) }
-    }
-
-    /// The version the page was last protected for.
-    pub fn version(&self, hash: u64) -> u32 {
-        self.entry(hash).version
-    }
-
-    /// The page of `hash`, after `protect` if it is not yet protected for `version`.
-    #[inline]
-    pub fn page_protected(
-        &mut self,
-        hash: u64,
-        version: u32,
-        protect: impl FnOnce(&mut Self),
-    ) -> PageMut<'_, K, V> {
-        let entry = self.entry(hash);
-        let (tags, homes) = if entry.version == version {
-            (entry.tags, entry.homes)
-        } else {
-            protect(self);
-            self.page(hash).raw()
-        };
-        // SAFETY: entries refer to pages of this directory, which is borrowed mutably.
-        unsafe { PageMut::from_raw(tags, homes) }
     }
 
     #[inline]
@@ -161,13 +151,6 @@ impl<K: Key, V: Data> Directory<K, V> {
     fn run(&self, prefix: u64, depth: u32) -> Range<usize> {
         let first = self.index(prefix);
         first..first + (1 << (64 - self.shift - depth))
-    }
-
-    /// Notes that the page is protected for `version`.
-    pub fn stamp(&mut self, hash: u64, version: u32) {
-        let header = self.page(hash).header();
-        let run = self.run(header.prefix, header.depth);
-        self.entries[run].iter_mut().for_each(|entry| entry.version = version);
     }
 
     /// Makes room for an entry that is absent, with `heap_bytes` of key in the heap; its slot.
@@ -196,7 +179,8 @@ impl<K: Key, V: Data> Directory<K, V> {
             return;
         }
         let all = |_| true;
-        let larger = gathered(page, all, homes, heap_capacity, header.prefix, header.depth);
+        let mut larger = gathered(page, all, homes, heap_capacity, header.prefix, header.depth);
+        larger.page_mut().set_id(header.id);
         self.put(larger, version);
     }
 
@@ -223,12 +207,17 @@ impl<K: Key, V: Data> Directory<K, V> {
             let prefix = prefix | half << (63 - depth);
             gathered(page, belongs, homes, heap + heap / 2, prefix, depth + 1)
         });
+        let ids = [page.header().id, self.next_id];
         let (tags, homes) = page.raw();
-        for half in halves {
+        self.next_id += 1;
+        for (mut half, id) in halves.into_iter().zip(ids) {
+            half.page_mut().set_id(id);
             self.place(half, version);
         }
+        self.born.push(prefix | 1 << (63 - depth));
         // SAFETY: this was a page of this directory and both halves of its run were overwritten.
-        drop(unsafe { PageBox::<K, V>::from_raw(tags, homes) });
+        let old = unsafe { PageBox::<K, V>::from_raw(tags, homes) };
+        self.page_bytes -= old.memory_bytes();
     }
 
     /// Doubles the directory.
@@ -246,36 +235,30 @@ impl<K: Key, V: Data> Directory<K, V> {
         let (tags, homes) = self.page(page.page().header().prefix).raw();
         self.place(page, version);
         // SAFETY: this was a page of this directory and its run was overwritten.
-        drop(unsafe { PageBox::<K, V>::from_raw(tags, homes) });
+        let old = unsafe { PageBox::<K, V>::from_raw(tags, homes) };
+        self.page_bytes -= old.memory_bytes();
     }
 
     /// Lets the page's run refer to it; what it referred to is the caller's to free.
     fn place(&mut self, page: PageBox<K, V>, version: u32) {
         let header = *page.page().header();
+        self.page_bytes += page.memory_bytes();
         let (tags, homes) = page.into_raw();
         let run = self.run(header.prefix, header.depth);
         self.entries[run].fill_with(|| Entry { tags, homes, version });
     }
 
-    /// Takes a page as it is if nothing is in its range yet, else gives it back.
-    pub fn adopt(&mut self, page: PageBox<K, V>, version: u32) -> Result<(), PageBox<K, V>> {
-        let (prefix, depth) = (page.page().header().prefix, page.page().header().depth);
-        let present = self.page(prefix);
-        let is_free = present.len() == 0 && present.header().depth <= depth;
-        if !is_free || depth > ADOPTED_DEPTH_MAX {
-            return Err(page);
-        }
-        while self.page(prefix).header().depth < depth {
-            self.split(prefix, version);
-        }
-        self.put(page, version);
-        Ok(())
+    /// Takes the page of a range that was not loaded.
+    pub fn load(&mut self, page: PageBox<K, V>, version: u32) {
+        debug_assert_eq!(self.version(page.page().header().prefix), UNLOADED);
+        self.place(page, version);
     }
 
-    /// The pages, in order.
+    /// The pages that are loaded, in order.
     pub fn pages(&self) -> impl Iterator<Item = Page<'_, K, V>> {
         let mut next = 0;
         std::iter::from_fn(move || {
+            next += self.entries[next..].iter().take_while(|e| e.version == UNLOADED).count();
             let entry = self.entries.get(next)?;
             // SAFETY: entries refer to pages of this directory, which is borrowed.
             let page = unsafe { Page::from_raw(entry.tags, entry.homes) };
@@ -286,10 +269,7 @@ impl<K: Key, V: Data> Directory<K, V> {
 
     /// Bytes of memory: pages and entries.
     pub fn memory_bytes(&self) -> usize {
-        let of_page = |page: Page<'_, K, V>| {
-            PageBox::<K, V>::heap_at(page.homes()) + page.header().heap_capacity as usize
-        };
-        self.pages().map(of_page).sum::<usize>() + self.entries.len() * size_of::<Entry>()
+        self.page_bytes + self.entries.capacity() * size_of::<Entry>()
     }
 }
 
@@ -305,6 +285,26 @@ impl<K: Key, V: Data> Drop for Directory<K, V> {
 
 // SAFETY: a directory owns its pages.
 unsafe impl<K: Key, V: Data> Send for Directory<K, V> {}
+
+impl<K: Key, V: Data> Pages for Directory<K, V> {
+    fn version(&self, hash: u64) -> u32 {
+        self.entry(hash).version
+    }
+
+    fn stamp(&mut self, hash: u64, version: u32) {
+        debug_assert_ne!(self.version(hash), UNLOADED, "a page that is not loaded");
+        let header = self.page(hash).header();
+        let run = self.run(header.prefix, header.depth);
+        self.entries[run].iter_mut().for_each(|entry| entry.version = version);
+    }
+
+    fn copy(&mut self, hash: u64, chunk: &mut Chunk) -> Result<(), String> {
+        let page = self.page(hash);
+        let header = page.header();
+        chunk.push(header.id, header.prefix, header.depth, page.bytes());
+        Ok(())
+    }
+}
 
 /// Bit `index` of a hash, from the top.
 fn bit(hash: u64, index: u32) -> u64 {

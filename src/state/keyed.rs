@@ -3,13 +3,16 @@
 //! Owns the choice between [`super::paged`] and [`super::native`], taken once, from the types alone.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::exchange::{PageEntry, PageSource};
+use super::ledger::Lost;
 use super::native::NativeTable;
 use super::paged::PagedTable;
 use super::plain::is_plain;
 use super::{Drained, OperatorState, SCHEMA_ENTRIES, StateWriter};
 use crate::error::Error;
-use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
+use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
 
@@ -33,6 +36,7 @@ use crate::record::Data;
 pub struct KeyedTable<K: Key, V: Data> {
     groups: Range<u32>,
     table: Table<K, V>,
+    marked: SnapshotId,
 }
 
 enum Table<K: Key, V: Data> {
@@ -61,7 +65,7 @@ impl<K: Key, V: Data> KeyedTable<K, V> {
         } else {
             Table::Native(NativeTable::new(groups.clone()))
         };
-        Self { groups, table }
+        Self { groups, table, marked: SnapshotId(0) }
     }
 
     /// The key groups this table holds.
@@ -70,7 +74,7 @@ impl<K: Key, V: Data> KeyedTable<K, V> {
         self.groups.clone()
     }
 
-    /// How many entries there are.
+    /// How many entries there are; in a restored table, of those that are loaded.
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.table {
@@ -107,7 +111,7 @@ impl<K: Key, V: Data> KeyedTable<K, V> {
     /// The value of a key.
     #[inline]
     pub fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
-        match &self.table {
+        match &mut self.table {
             Table::Paged(table) => table.get(hash, key),
             Table::Native(table) => table.get(hash, key),
         }
@@ -142,47 +146,38 @@ impl<K: Key, V: Data> KeyedTable<K, V> {
     /// Appends entries of `group` from `cursor` on, until at least `max` were appended or the group
     /// is at its end; whether there are more.
     ///
-    /// It stops between pages only, so up to a page more than `max` are appended (of a table that
-    /// is not paged, the whole group). In return an entry that exists all the time is met exactly
+    /// It stops between pages only, so up to a page more than `max` are appended. In return an entry that exists all the time is met exactly
     /// once, whatever is changed between the calls.
     pub fn entries(
-        &self,
+        &mut self,
         group: KeyGroup,
         cursor: &mut Cursor,
         max: usize,
         out: &mut Vec<(K, V)>,
     ) -> bool {
         assert!(self.groups.contains(&group.0), "{group:?} of a table of {:?}", self.groups);
-        match &self.table {
+        match &mut self.table {
             Table::Paged(table) => table.entries(group, cursor, max, out),
-            Table::Native(table) => table.entries(group, cursor, out),
-        }
-    }
-
-    /// Bytes of memory that paged state takes: pages, preserved pages, and at most 10 MiB of page copies
-    /// kept for the next capture. 0 for state that is not paged.
-    #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        match &self.table {
-            Table::Paged(table) => table.memory_bytes(),
-            Table::Native(_) => 0,
+            Table::Native(table) => table.entries(group, cursor, max, out),
         }
     }
 }
 
 impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
     fn mark(&mut self, snapshot: SnapshotId) {
+        self.marked = snapshot;
         match &mut self.table {
             Table::Paged(table) => table.mark(),
-            Table::Native(table) => table.mark(snapshot),
+            Table::Native(table) => table.mark(),
         }
     }
 
     fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error> {
-        match &mut self.table {
-            Table::Paged(table) => Ok(table.drain(budget_bytes, out)),
+        let drained = match &mut self.table {
+            Table::Paged(table) => table.drain(budget_bytes, out),
             Table::Native(table) => table.drain(budget_bytes, out),
-        }
+        };
+        drained.map_err(|reason| Error::Snapshot { snapshot: self.marked, reason })
     }
 
     fn abandon(&mut self) {
@@ -192,10 +187,19 @@ impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
         }
     }
 
-    fn restore(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) -> Result<(), String> {
-        let StateSlot::KeyGroup(group) = slot else {
-            return Err(format!("{slot:?} is not a key group"));
-        };
+    fn lost(&mut self, lost: &[Lost]) {
+        match &mut self.table {
+            Table::Paged(table) => table.lost(lost),
+            Table::Native(table) => table.lost(lost),
+        }
+    }
+
+    fn restore_pages(
+        &mut self,
+        schema: u32,
+        pages: &[PageEntry],
+        source: &Arc<dyn PageSource>,
+    ) -> Result<(), String> {
         let expected = match &self.table {
             Table::Paged(_) => PagedTable::<K, V>::SCHEMA,
             Table::Native(_) => SCHEMA_ENTRIES,
@@ -204,8 +208,22 @@ impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
             return Err(format!("schema {schema}, expected {expected} for these types"));
         }
         match &mut self.table {
-            Table::Paged(table) => table.restore(group, bytes),
-            Table::Native(table) => table.restore(group, bytes),
+            Table::Paged(table) => table.restore_pages(pages, source),
+            Table::Native(table) => table.restore_pages(pages, source),
+        }
+    }
+
+    fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
+        match &mut self.table {
+            Table::Paged(table) => table.load(budget_bytes),
+            Table::Native(table) => table.load(budget_bytes),
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match &self.table {
+            Table::Paged(table) => table.memory_bytes(),
+            Table::Native(table) => table.memory_bytes(),
         }
     }
 }

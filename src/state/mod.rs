@@ -33,9 +33,12 @@
 //!   unit within one. With a page as the unit the test is one comparison with a word the lookup
 //!   loads anyway, and one `memcpy` serves some hundred entries.
 
+mod capture;
 mod directory;
 mod exchange;
 mod keyed;
+mod ledger;
+mod load;
 mod native;
 mod page;
 mod paged;
@@ -44,11 +47,15 @@ mod restore;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod value;
 
-pub use exchange::{Chunk, ChunkPage, PageEntry, PageSource, Place};
+pub use exchange::{CHUNK_BYTES, Chunk, ChunkPage, PageEntry, PageSource, Place};
 pub use keyed::{Cursor, KeyedTable};
+pub use ledger::Lost;
 pub use value::ValueState;
+
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::id::{SegmentId, SnapshotId, StateSlot};
@@ -65,15 +72,52 @@ pub trait OperatorState: Send {
     /// The version cannot be written (a value does not serialise): the snapshot fails.
     fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error>;
 
-    /// The marked snapshot is aborted: forget what is preserved.
+    /// The marked snapshot is aborted: forget what is preserved. What was handed over may still
+    /// become durable, and counts as such until [`lost`](Self::lost) says otherwise.
     fn abandon(&mut self);
 
-    /// Takes one piece back, before any update. A piece of a key group this table does not own is a
-    /// caller error.
+    /// What was handed over to lie there will not be read from there: it has to be handed over
+    /// again with the next mark. No mark is open.
+    fn lost(&mut self, lost: &[Lost]) {
+        _ = lost;
+    }
+
+    /// Takes one piece back, before any update.
     ///
     /// # Errors
     /// What is wrong with the piece. The state is then partly restored and not to be used.
-    fn restore(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) -> Result<(), String>;
+    fn restore(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) -> Result<(), String> {
+        Err(format!("{slot:?} of schema {schema}, {} bytes: it has none", bytes.len()))
+    }
+
+    /// Takes its pages back, before any update; those of key groups it does not hold are passed over.
+    /// They stay on disk until they are asked for, or loaded.
+    ///
+    /// # Errors
+    /// What is wrong with them. The state is then not to be used.
+    fn restore_pages(
+        &mut self,
+        schema: u32,
+        pages: &[PageEntry],
+        source: &Arc<dyn PageSource>,
+    ) -> Result<(), String> {
+        _ = source;
+        Err(format!("{} pages of schema {schema}: it has none", pages.len()))
+    }
+
+    /// Loads about `budget_bytes` of what is still on disk only; whether there is more.
+    ///
+    /// # Errors
+    /// The disk's, or a page that is not what was written.
+    fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
+        _ = budget_bytes;
+        Ok(false)
+    }
+
+    /// Bytes of memory it takes, about; 0 where it is next to nothing.
+    fn memory_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Whether a marked version is written.
@@ -93,6 +137,11 @@ pub enum Drained {
 /// as pages ([`pages`](Self::pages)), of which a snapshot writes those that changed and refers to
 /// the others where they lie.
 pub trait StateWriter {
+    /// What follows is state of this operator.
+    fn enter(&mut self, operator: &str) {
+        _ = operator;
+    }
+
     /// One piece: opaque bytes that [`OperatorState::restore`] takes back with the same `slot` and
     /// `schema`.
     fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]);

@@ -69,8 +69,10 @@ pub(super) struct Header {
     pub heap_live: u32,
     /// Bytes of the heap there are.
     pub heap_capacity: u32,
+    /// The table's number of the page; means nothing to another table.
+    pub id: u32,
     /// For later versions; zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 4],
 }
 
 impl Header {
@@ -131,6 +133,11 @@ impl<K: Key, V: Data> PageBox<K, V> {
         Layout::from_size_align(bytes, PAGE_ALIGN).expect("a page of less than isize::MAX bytes")
     }
 
+    /// The memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        Self::heap_at(self.homes as usize) + self.page().header().heap_capacity as usize
+    }
+
     /// An empty page for the hashes that begin with the first `depth` bits of `prefix`.
     pub fn new(homes: usize, heap_capacity: usize, prefix: u64, depth: u32) -> Self {
         assert!(homes >= HOMES_MIN && homes.is_multiple_of(SlotLayout::<K, V>::BUCKET), "{homes}");
@@ -145,7 +152,8 @@ impl<K: Key, V: Data> PageBox<K, V> {
             heap_used: 0,
             heap_live: 0,
             heap_capacity: u32::try_from(heap_capacity).expect("a heap below 4 GiB"),
-            reserved: [0; 5],
+            id: 0,
+            reserved: [0; 4],
         };
         let layout = Self::layout(homes, heap_capacity);
         // SAFETY: a page is never smaller than its header.
@@ -156,39 +164,6 @@ impl<K: Key, V: Data> PageBox<K, V> {
         // SAFETY: the tags lie inside the memory.
         let tags = unsafe { memory.add(Self::tags_at(homes)) };
         Self { tags, homes: header.homes, entries: PhantomData }
-    }
-
-    /// A page whose bytes are `bytes`.
-    ///
-    /// # Safety
-    /// `header` must be the header in `bytes`, with its homes valid and a heap at least as large as
-    /// used, and `bytes` of exactly the size it tells. Unless the bytes are those of a page, tags and slots must be proven before they are
-    /// used.
-    pub unsafe fn from_bytes(header: &Header, bytes: &[u8]) -> Self {
-        let (homes, heap_capacity) = (header.homes as usize, header.heap_capacity as usize);
-        let page = Self::new(homes, heap_capacity, header.prefix, header.depth);
-        let memory = page.page().memory();
-        // SAFETY: the caller promises `bytes` to be as long as the page that was just made of its
-        // header, which overlaps nothing.
-        unsafe { memory.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
-        // SAFETY: as in `new`.
-        unsafe { memory.cast().write(*header) };
-        page
-    }
-
-    /// A copy of `page`, byte by byte.
-    pub fn copy_of(page: Page<'_, K, V>) -> Self {
-        // SAFETY: header and bytes are those of a page.
-        unsafe { Self::from_bytes(page.header(), page.bytes()) }
-    }
-
-    /// Becomes a copy of `page`, which has as many homes; neither has a heap.
-    pub fn overwrite(&mut self, page: Page<'_, K, V>) {
-        let heaps = (self.page().header().heap_capacity, page.header().heap_capacity);
-        assert_eq!((self.homes, heaps), (page.homes, (0, 0)));
-        let (memory, bytes) = (self.page().memory(), page.bytes());
-        // SAFETY: two pages of the same size, of which this one is borrowed mutably.
-        unsafe { memory.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 
     /// Where the page's tags are and how many homes it has. Its memory is no longer freed.
@@ -215,6 +190,63 @@ impl<K: Key, V: Data> PageBox<K, V> {
     pub fn page_mut(&mut self) -> PageMut<'_, K, V> {
         // SAFETY: the memory holds a page as long as this box lives, which is borrowed mutably.
         unsafe { PageMut::from_raw(self.tags, self.homes) }
+    }
+}
+
+/// Memory that a page is read into: as large as a page that comes back, zeroed.
+pub(super) struct Incoming {
+    memory: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Incoming {
+    /// For a page of so many bytes, at least those of a header.
+    pub fn new(bytes: usize) -> Self {
+        assert!(bytes >= HEADER_BYTES, "a page of {bytes} bytes");
+        let layout = Layout::from_size_align(bytes, PAGE_ALIGN).expect("less than isize::MAX");
+        // SAFETY: the layout is not of size 0.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
+        Self { memory, layout }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        let bytes = NonNull::slice_from_raw_parts(self.memory, self.layout.size());
+        // SAFETY: initialised memory of that size, borrowed as long as this is.
+        unsafe { bytes.as_ref() }
+    }
+
+    /// The bytes, to be read into.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let mut bytes = NonNull::slice_from_raw_parts(self.memory, self.layout.size());
+        // SAFETY: as in `bytes`, borrowed mutably.
+        unsafe { bytes.as_mut() }
+    }
+
+    /// The page that the bytes are.
+    ///
+    /// # Safety
+    /// `header` must be the header in the bytes, with valid homes, and its homes and used heap must
+    /// come to exactly this many bytes. Tags and slots must be proven before they are used.
+    pub unsafe fn into_page<K: Key, V: Data>(self, header: &Header) -> PageBox<K, V> {
+        let homes = header.homes as usize;
+        let layout = PageBox::<K, V>::layout(homes, header.heap_used as usize);
+        assert_eq!(layout, self.layout, "a page is as large as its header says");
+        // SAFETY: the memory begins with room for a header; its heap ends where the memory does.
+        unsafe { self.memory.cast().write(Header { heap_capacity: header.heap_used, ..*header }) };
+        // SAFETY: the tags lie inside the memory.
+        let tags = unsafe { self.memory.add(PageBox::<K, V>::tags_at(homes)) };
+        std::mem::forget(self);
+        // SAFETY: memory of a page's layout, which is given away.
+        unsafe { PageBox::from_raw(tags, header.homes) }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
     }
 }
 
@@ -313,6 +345,24 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     pub fn tag(&self, index: usize) -> u8 {
         // SAFETY: tags are initialised bytes of the page.
         unsafe { self.tag_ptr(index).read() }
+    }
+
+    /// How many tags are those of entries; `None` if the tags are not as they must be. Reads eight at a
+    /// time.
+    pub fn count_tags(&self) -> Option<usize> {
+        let slots = self.slots();
+        let mut live = 0;
+        for at in (0..slots).step_by(WINDOW) {
+            // The window of the last slots reaches into the zeros behind them.
+            let window = self.window(at);
+            let highs = window & HIGHS;
+            // Below each high bit all may be set; where it is not, none may be.
+            if window & !((highs >> 7) * 0xFF) != 0 {
+                return None;
+            }
+            live += highs.count_ones() as usize;
+        }
+        (self.window(slots) == 0).then_some(live)
     }
 
     /// Eight tags from slot `index` on.
@@ -461,15 +511,6 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
         }
     }
 
-    /// Whether the entry in live slot `index` is where a search for it ends, under `hash`.
-    pub fn is_in_place(&self, index: usize, hash: u64) -> bool {
-        let place = match K::BYTES {
-            Some(_) => self.find_bytes(hash, self.key_bytes(index)),
-            None => self.find(hash, self.plain_key(index)),
-        };
-        self.tag(index) == tag_of(hash) && matches!(place, Place::Found(found) if found == index)
-    }
-
     /// Where the value of a slot lies, valid or not.
     #[inline]
     pub fn value_ptr(&self, index: usize) -> NonNull<V> {
@@ -517,6 +558,11 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
     fn header_mut(&mut self) -> &mut Header {
         // SAFETY: a page starts with an initialised header.
         unsafe { self.memory().cast().as_mut() }
+    }
+
+    /// Gives the page a number.
+    pub fn set_id(&mut self, id: u32) {
+        self.header_mut().id = id;
     }
 
     /// Fills the vacant slot that [`Page::find`] named; there must be room.

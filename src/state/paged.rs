@@ -1,83 +1,98 @@
-//! A keyed table of plain entries in pages, and the capture of one version of it.
+//! A keyed table of plain entries in pages.
 //!
-//! Owns a [`Directory`] and what a marked version needs: `mark` raises the version; a
-//! page whose directory entry has another version is copied before its first write; `drain` walks
-//! the marked version in the order of hashes, taking each page from where its captured bytes are.
+//! Owns a [`Directory`] of pages in memory, the [`Capture`] that says what a snapshot has to write, and
+//! after a restore the pages that are still on disk. A page whose directory entry is not of the current
+//! version takes the slow way once: it is loaded, preserved or noted as changed.
 //!
 //! Invariants
-//! - While a mark is open, a page whose entry has another version has not changed since the mark;
-//!   of every other range of hashes not yet written, `preserved` holds the captured page.
-//! - The captured pages tile the hashes, so the walk over live and preserved pages meets each once.
-//! - Versions are compared for equality only. One would have to be abandoned 2^32 times in a row to
-//!   come around: a completed drain stamps every page.
+//! - A page is changed only after [`Capture::protect`] has seen to it in the current version.
+//! - A page is looked into only when it is loaded.
 
 #![expect(unsafe_code, reason = "a value found in a page outlives the borrow that found it")]
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use super::directory::{Directory, group_start, hash_after};
+use super::capture::{CLEAN, Capture, Pages, UNLOADED};
+use super::directory::{Directory, GROUP_BITS, group_start, hash_after};
+use super::exchange::{PageEntry, PageSource};
 use super::keyed::Cursor;
-use super::page::{Page, PageBox, PageMut, Place, heap_bytes_of};
+use super::ledger::Lost;
+use super::load::{Read, Unloaded};
+use super::page::{PageMut, Place, heap_bytes_of};
+use super::tiles::tiled;
 use super::{Drained, SCHEMA_BYTE_PAGES, SCHEMA_PAGES, StateWriter, restore};
-use crate::id::{KeyGroup, StateSlot};
+use crate::error::Error;
+use crate::guard;
+use crate::id::KeyGroup;
 use crate::key::Key;
 use crate::record::Data;
-
-/// A page of at least this many bytes is a piece by itself, straight from where it lies; smaller ones
-/// of a group are gathered up to this size.
-const PIECE_BYTES_MIN: usize = 2048;
-
-/// Copies kept for use again: below 10 MiB of full pages.
-const SPARE_PAGES_MAX: usize = 2048;
 
 pub(super) struct PagedTable<K: Key, V: Data> {
     directory: Directory<K, V>,
     groups: Range<u32>,
+    /// Entries in loaded pages.
     len: usize,
-    capture: Capture<K, V>,
-}
-
-/// What one marked version needs.
-struct Capture<K: Key, V: Data> {
-    version: u32,
-    /// The first hash that is not yet written, while a mark is open.
-    next: Option<u64>,
-    /// Captured pages that were changed before they were written, by first hash.
-    preserved: BTreeMap<u64, PageBox<K, V>>,
-    /// Copies that were written, by homes, to be used again: fresh memory for each costs page faults.
-    spare: BTreeMap<usize, Vec<PageBox<K, V>>>,
-    spare_pages: usize,
-    /// Small pages of one group on their way out.
-    piece: Vec<u8>,
+    capture: Capture,
+    unloaded: Option<Unloaded>,
 }
 
 impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
-        let capture = Capture {
-            version: 0,
-            next: None,
-            preserved: BTreeMap::new(),
-            spare: BTreeMap::new(),
-            spare_pages: 0,
-            piece: Vec::new(),
-        };
-        Self { directory: Directory::new(groups.clone(), 0), groups, len: 0, capture }
+        let directory = Directory::new(groups.clone(), CLEAN);
+        Self { directory, groups, len: 0, capture: Capture::default(), unloaded: None }
     }
 
     pub const SCHEMA: u32 = if K::BYTES.is_some() { SCHEMA_BYTE_PAGES } else { SCHEMA_PAGES };
 
+    /// Entries; all of them once nothing is left to load.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// The page of `hash`, its captured bytes safe.
+    /// The page of `hash`, loaded, its captured bytes safe.
     #[inline]
     fn page_mut(&mut self, hash: u64) -> PageMut<'_, K, V> {
-        let Self { directory, capture, .. } = self;
-        directory
-            .page_protected(hash, capture.version, |directory| capture.protect(directory, hash))
+        if self.directory.version(hash) != self.capture.version() {
+            self.protect(hash);
+        }
+        self.directory.page_mut(hash)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn protect(&mut self, hash: u64) {
+        self.require(hash);
+        let first_hash = self.directory.page(hash).header().prefix;
+        self.capture.protect(&mut self.directory, hash, first_hash);
+    }
+
+    /// Sees to it that the page of `hash` is loaded. It is on a path of the user's code that cannot
+    /// fail: an error unwinds to the task.
+    #[inline]
+    fn require(&mut self, hash: u64) {
+        if self.directory.version(hash) == UNLOADED {
+            self.fault(hash);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fault(&mut self, hash: u64) {
+        let unloaded = self.unloaded.as_mut().expect("a page that is not loaded is on disk");
+        let loaded = unloaded.fault(hash).and_then(|read| self.take_in(read));
+        loaded.unwrap_or_else(|error| guard::raise(error));
+    }
+
+    fn take_in(&mut self, Read { id, entry, incoming }: Read) -> Result<(), Error> {
+        let unloaded = self.unloaded.as_ref().expect("it was read from there");
+        let page = restore::page::<K, V>(&entry, incoming);
+        let mut page = page.map_err(|reason| unloaded.corrupt(&entry, reason))?;
+        page.page_mut().set_id(id);
+        self.len += page.page().len();
+        self.directory.load(page, CLEAN);
+        Ok(())
     }
 
     #[inline]
@@ -103,7 +118,8 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         let heap_bytes = heap_bytes_of(key);
         let mut index = index;
         if !self.directory.page(hash).has_room(index, heap_bytes) {
-            index = self.directory.make_room(hash, heap_bytes, self.capture.version);
+            index = self.directory.make_room(hash, heap_bytes, self.capture.version());
+            self.directory.take_born().for_each(|first_hash| self.capture.born(first_hash));
         }
         let mut page = self.directory.page_mut(hash);
         page.fill(index, hash, key, value);
@@ -111,7 +127,8 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     }
 
     #[inline]
-    pub fn get(&self, hash: u64, key: &K) -> Option<&V> {
+    pub fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
+        self.require(hash);
         let page = self.directory.page(hash);
         match page.find(hash, key) {
             Place::Found(index) => Some(page.value(index)),
@@ -130,13 +147,14 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     }
 
     pub fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
+        self.require(hash);
         let Place::Found(index) = self.directory.page(hash).find(hash, key) else { return None };
         self.len -= 1;
         Some(self.page_mut(hash).remove(index))
     }
 
     pub fn entries(
-        &self,
+        &mut self,
         group: KeyGroup,
         cursor: &mut Cursor,
         max: usize,
@@ -147,7 +165,9 @@ impl<K: Key, V: Data> PagedTable<K, V> {
             if out.len() >= goal {
                 return true;
             }
-            let page = self.directory.page(group_start(group) + after);
+            let hash = group_start(group) + after;
+            self.require(hash);
+            let page = self.directory.page(hash);
             out.extend(page.live().map(|i| (page.key_at(i), page.value(i).clone())));
             let next = hash_after(page.header().prefix, page.header().depth);
             cursor.0 = next.map(|hash| hash - group_start(group));
@@ -156,149 +176,54 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     }
 
     pub fn mark(&mut self) {
-        assert!(self.capture.next.is_none(), "a mark while one is open");
-        self.capture.version = self.capture.version.wrapping_add(1);
-        self.capture.next = Some(group_start(KeyGroup(self.groups.start)));
+        self.capture.mark();
     }
 
-    pub fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Drained {
-        self.capture.drain(&mut self.directory, budget_bytes, out)
+    pub fn drain(
+        &mut self,
+        budget_bytes: usize,
+        out: &mut dyn StateWriter,
+    ) -> Result<Drained, String> {
+        self.capture.drain(&mut self.directory, Self::SCHEMA, budget_bytes, out)
     }
 
     pub fn abandon(&mut self) {
-        self.capture.next = None;
-        self.capture.preserved.clear();
-        self.capture.piece.clear();
+        self.capture.abandon(&mut self.directory);
     }
 
-    /// Takes the pages of a piece.
-    pub fn restore(&mut self, group: KeyGroup, bytes: &[u8]) -> Result<(), String> {
-        if !self.groups.contains(&group.0) {
-            return Err(format!("key group {} is not of this task", group.0));
-        }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (page, behind) = restore::page::<K, V>(group, rest)?;
-            rest = behind;
-            let entries = page.page().len();
-            match self.directory.adopt(page, self.capture.version) {
-                Ok(()) => self.len += entries,
-                Err(page) => self.take_entries(page.page())?,
-            }
-        }
+    pub fn lost(&mut self, lost: &[Lost]) {
+        self.capture.lost(&mut self.directory, lost);
+    }
+
+    /// Takes the pages of a restored table, which stay where they are until they are needed.
+    pub fn restore_pages(
+        &mut self,
+        pages: &[PageEntry],
+        source: &Arc<dyn PageSource>,
+    ) -> Result<(), String> {
+        assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
+        let (tiles, on_disk) = tiled(self.groups.clone(), GROUP_BITS, pages)?;
+        self.directory = Directory::with_pages(self.groups.clone(), &tiles);
+        on_disk.iter().for_each(|(id, entry)| self.capture.ledger.set(*id, *entry));
+        self.unloaded = Some(Unloaded::new(&on_disk, source.clone()));
         Ok(())
     }
 
-    /// Takes a page's entries one by one: its range is taken already.
-    fn take_entries(&mut self, page: Page<'_, K, V>) -> Result<(), String> {
-        for index in page.live() {
-            let (hash, key) = (page.hash_at(index), page.key_at(index));
-            if self.get(hash, &key).is_some() {
-                return Err(format!("a key of group {} comes twice", KeyGroup::of_hash(hash).0));
-            }
-            self.upsert(hash, &key, || page.value(index).clone());
+    /// Loads about so many bytes; whether more is left.
+    pub fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
+        let Some(unloaded) = &mut self.unloaded else { return Ok(false) };
+        for read in unloaded.next(budget_bytes)? {
+            self.take_in(read)?;
         }
-        Ok(())
+        if self.unloaded.as_ref().is_some_and(Unloaded::is_empty) {
+            self.unloaded = None;
+        }
+        Ok(self.unloaded.is_some())
     }
 
-    /// Bytes of memory of the live state, of what is preserved, and of copies kept for use again.
+    /// Bytes of memory: loaded pages, copies of captured ones, copies kept for use again, and what is
+    /// known of each page.
     pub fn memory_bytes(&self) -> usize {
-        let copies = self.capture.preserved.values().chain(self.capture.spare.values().flatten());
-        let copies = copies.map(|copy| copy.page().bytes().len()).sum::<usize>();
-        self.directory.memory_bytes() + copies
+        self.directory.memory_bytes() + self.capture.memory_bytes()
     }
-}
-
-impl<K: Key, V: Data> Capture<K, V> {
-    /// Makes the page at `position` safe to change.
-    #[cold]
-    #[inline(never)]
-    fn protect(&mut self, directory: &mut Directory<K, V>, hash: u64) {
-        let page = directory.page(hash);
-        if self.next.is_some() {
-            let copy = self.copy(page);
-            self.preserved.insert(page.header().prefix, copy);
-        }
-        directory.stamp(hash, self.version);
-    }
-
-    fn copy(&mut self, page: Page<'_, K, V>) -> PageBox<K, V> {
-        let has_heap = page.header().heap_capacity > 0;
-        let spare = self.spare.get_mut(&page.homes()).filter(|_| !has_heap).and_then(Vec::pop);
-        let Some(mut copy) = spare else { return PageBox::copy_of(page) };
-        self.spare_pages -= 1;
-        copy.overwrite(page);
-        copy
-    }
-
-    fn keep_spare(&mut self, copy: PageBox<K, V>) {
-        let has_heap = copy.page().header().heap_capacity > 0;
-        if !has_heap && self.spare_pages < SPARE_PAGES_MAX {
-            self.spare_pages += 1;
-            self.spare.entry(copy.page().homes()).or_default().push(copy);
-        }
-    }
-
-    fn drain(
-        &mut self,
-        directory: &mut Directory<K, V>,
-        budget_bytes: usize,
-        out: &mut dyn StateWriter,
-    ) -> Drained {
-        let mut written = 0;
-        while let Some(hash) = self.next {
-            if written >= budget_bytes {
-                return Drained::More;
-            }
-            let (bytes, behind) = self.write_page(directory, hash, out);
-            written += bytes;
-            self.next = behind;
-        }
-        debug_assert!(self.preserved.is_empty());
-        Drained::Done
-    }
-
-    /// Writes the captured page that begins with `hash`; its size, and the first hash behind it.
-    fn write_page(
-        &mut self,
-        directory: &mut Directory<K, V>,
-        hash: u64,
-        out: &mut dyn StateWriter,
-    ) -> (usize, Option<u64>) {
-        let is_changed = directory.version(hash) == self.version;
-        let preserved = is_changed
-            .then(|| self.preserved.remove(&hash).expect("captured pages tile the hashes"));
-        let page = preserved.as_ref().map_or_else(|| directory.page(hash), PageBox::page);
-        let bytes = if page.len() == 0 { &[][..] } else { page.bytes() };
-        let behind = hash_after(page.header().prefix, page.header().depth);
-        let slot = StateSlot::KeyGroup(KeyGroup::of_hash(hash));
-        if bytes.len() >= PIECE_BYTES_MIN {
-            self.flush(slot, out);
-            out.write(slot, PagedTable::<K, V>::SCHEMA, bytes);
-        } else {
-            self.piece.extend_from_slice(bytes);
-        }
-        if self.piece.len() >= PIECE_BYTES_MIN || behind.is_none() {
-            self.flush(slot, out);
-        }
-        let written = bytes.len();
-        match preserved {
-            Some(copy) => self.keep_spare(copy),
-            None => directory.stamp(hash, self.version),
-        }
-        (written, behind.or_else(|| next_group(directory, hash)))
-    }
-
-    fn flush(&mut self, slot: StateSlot, out: &mut dyn StateWriter) {
-        if !self.piece.is_empty() {
-            out.write(slot, PagedTable::<K, V>::SCHEMA, &self.piece);
-            self.piece.clear();
-        }
-    }
-}
-
-/// The first hash of the key group behind that of `hash`, if the table holds it.
-fn next_group<K: Key, V: Data>(directory: &Directory<K, V>, hash: u64) -> Option<u64> {
-    let next = group_start(KeyGroup::of_hash(hash)).checked_add(group_start(KeyGroup(1)))?;
-    directory.holds(next).then_some(next)
 }

@@ -92,16 +92,6 @@ impl ByteSlot {
     pub fn resembles(self, other: Self) -> bool {
         self.high == other.high && self.low as u32 == other.low as u32
     }
-
-    /// Whether this is what [`inline`](Self::inline) or [`long`](Self::long) makes of `bytes`.
-    pub fn is_of(self, bytes: &[u8], hash: u64) -> bool {
-        match self.heap_range() {
-            Some((len, offset)) => {
-                len > INLINE_BYTES && self == Self::long(bytes.len(), offset, hash)
-            }
-            None => self == Self::inline(bytes),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -119,7 +109,7 @@ mod tests {
             assert_eq!(slot.low.to_le_bytes(), expected[..8]);
             assert_eq!(slot.high.to_le_bytes(), expected[8..]);
             assert_eq!(slot.inline_len(), len);
-            assert!(slot.heap_range().is_none() && slot.is_of(&bytes[..len], 7));
+            assert!(slot.heap_range().is_none());
         }
     }
 

@@ -6,37 +6,16 @@ use std::fmt::Debug;
 use proptest::prelude::*;
 use smallvec::SmallVec;
 
-use super::{Cursor, Drained, KeyedTable, OperatorState, StateWriter};
-use crate::id::{KeyGroup, SnapshotId, StateSlot};
+use self::shelf::{Index, Shelf};
+use super::{Cursor, Drained, KeyedTable, OperatorState};
+use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
 
-/// Keeps what is written.
-#[derive(Default, Clone, PartialEq, Debug)]
-struct Pieces(Vec<(StateSlot, u32, Vec<u8>)>);
-
-impl StateWriter for Pieces {
-    fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
-        self.0.push((slot, schema, bytes.to_vec()));
-    }
-}
-
-impl Pieces {
-    /// The pieces of some key groups, in a new table.
-    fn restored<K: Key, V: Data>(&self, groups: std::ops::Range<u32>) -> KeyedTable<K, V> {
-        let mut table = KeyedTable::new(groups.clone());
-        for (slot, schema, bytes) in &self.0 {
-            let StateSlot::KeyGroup(group) = slot else { panic!("{slot:?}") };
-            if groups.contains(&group.0) {
-                table.restore(*slot, *schema, bytes).unwrap();
-            }
-        }
-        table
-    }
-}
+mod shelf;
 
 /// All entries of a table, by iteration in small steps.
-fn contents<K: Key + Ord, V: Data>(table: &KeyedTable<K, V>) -> BTreeMap<K, V> {
+fn contents<K: Key + Ord, V: Data>(table: &mut KeyedTable<K, V>) -> BTreeMap<K, V> {
     let mut all = BTreeMap::new();
     let mut found = Vec::new();
     for group in table.groups() {
@@ -62,8 +41,14 @@ enum Step {
     Mark,
     Drain(usize),
     Abandon,
-    /// Go on with what the last complete snapshot holds, restored in two halves and joined.
+    /// The last complete version turns out not to be on disk.
+    Lose,
+    /// Go on with what the last complete snapshot holds, restored in two halves and as a whole.
     Restore(u32),
+    /// Some of what was restored is loaded.
+    Load(usize),
+    /// From now on old segments are emptied, or are not.
+    Empty(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -77,7 +62,10 @@ fn step() -> impl Strategy<Value = Step> {
         5 => Just(Step::Mark),
         9 => (1..60_000usize).prop_map(Step::Drain),
         1 => Just(Step::Abandon),
+        1 => Just(Step::Lose),
         1 => (1..128u32).prop_map(Step::Restore),
+        2 => (1..9_000usize).prop_map(Step::Load),
+        1 => any::<bool>().prop_map(Step::Empty),
     ]
 }
 
@@ -86,9 +74,12 @@ struct Run<K: Key, V: Data> {
     table: KeyedTable<K, V>,
     model: BTreeMap<K, V>,
     marked: Option<BTreeMap<K, V>>,
-    pieces: Pieces,
-    complete: Option<(Pieces, BTreeMap<K, V>)>,
+    shelf: Shelf,
+    /// Complete versions that a restore may ask for: the last, and the one before.
+    complete: Vec<(Index, BTreeMap<K, V>)>,
     snapshot: SnapshotId,
+    /// Whether all of the table is loaded.
+    is_loaded: bool,
 }
 
 impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
@@ -97,9 +88,10 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
             table: KeyedTable::new(0..128),
             model: BTreeMap::new(),
             marked: None,
-            pieces: Pieces::default(),
-            complete: None,
+            shelf: Shelf::new(),
+            complete: Vec::new(),
             snapshot: SnapshotId::default(),
+            is_loaded: true,
         }
     }
 
@@ -120,10 +112,13 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
             Step::Drain(budget) => self.drain(budget),
             Step::Abandon => {
                 self.table.abandon();
+                self.shelf.abandon();
                 self.marked = None;
-                self.pieces.0.clear();
             }
+            Step::Lose => self.lose(),
             Step::Restore(split) => self.restore(split),
+            Step::Load(budget) => self.is_loaded = !self.table.load(budget).unwrap(),
+            Step::Empty(empties) => self.shelf.empties = empties,
         }
     }
 
@@ -136,7 +131,9 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
         let replaced = self.table.insert(hash, &key, value.clone());
         assert_eq!(replaced.as_ref(), Some(&value));
         self.model.insert(key, value);
-        assert_eq!(self.table.len(), self.model.len());
+        if self.is_loaded {
+            assert_eq!(self.table.len(), self.model.len());
+        }
     }
 
     fn remove(&mut self, key: K) {
@@ -146,44 +143,64 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
     fn mark(&mut self) {
         if self.marked.is_none() {
             self.snapshot = self.snapshot.next();
+            self.shelf.begin();
             self.table.mark(self.snapshot);
             self.marked = Some(self.model.clone());
         }
     }
 
     fn drain(&mut self, budget: usize) {
-        if self.table.drain(budget, &mut self.pieces).unwrap() == Drained::More {
+        if self.table.drain(budget, &mut self.shelf).unwrap() == Drained::More {
             return;
         }
-        let pieces = std::mem::take(&mut self.pieces);
-        if let Some(marked) = self.marked.take() {
-            assert_eq!(contents(&pieces.restored::<K, V>(0..128)), marked);
-            self.complete = Some((pieces, marked));
-        } else {
-            assert!(pieces.0.is_empty(), "written without a mark");
+        let Some(marked) = self.marked.take() else { return };
+        let index = self.shelf.finish();
+        assert_eq!(contents(&mut self.shelf.restored::<K, V>(&index, 0..128)), marked);
+        self.complete.insert(0, (index, marked));
+        self.complete.truncate(2);
+        let kept: Vec<&Index> = self.complete.iter().map(|complete| &complete.0).collect();
+        self.shelf.forget_others(&kept);
+    }
+
+    fn lose(&mut self) {
+        if self.marked.is_some() || self.complete.is_empty() {
+            return;
         }
+        let lost = self.shelf.lose();
+        self.table.lost(&lost);
+        self.complete.remove(0);
+        self.shelf.begin();
     }
 
     fn restore(&mut self, split: u32) {
-        let Some((pieces, complete)) = &self.complete else { return };
-        let mut halves = contents(&pieces.restored::<K, V>(0..split));
-        halves.extend(contents(&pieces.restored::<K, V>(split..128)));
+        let Some((index, complete)) = self.complete.first() else { return };
+        let mut halves = contents(&mut self.shelf.restored::<K, V>(index, 0..split));
+        halves.extend(contents(&mut self.shelf.restored::<K, V>(index, split..128)));
         assert_eq!(&halves, complete);
-        self.table = pieces.restored(0..128);
+        self.table = self.shelf.restored(index, 0..128);
+        self.shelf.abandon();
+        self.shelf.restart();
         self.model = halves;
         self.marked = None;
-        self.pieces.0.clear();
+        self.is_loaded = false;
     }
 
     fn finish(mut self) {
-        assert_eq!(contents(&self.table), self.model);
         self.mark();
         while self.marked.is_some() {
             self.drain(10_000);
         }
-        self.mark();
-        self.drain(usize::MAX);
-        assert_eq!(self.complete.unwrap().1, self.model);
+        while self.table.load(5_000).unwrap() {}
+        assert_eq!(self.table.len(), self.model.len());
+        assert_eq!(contents(&mut self.table), self.model);
+        for _ in 0..2 {
+            self.mark();
+            self.drain(usize::MAX);
+            assert_eq!(self.complete[0].1, self.model);
+        }
+        if !self.shelf.empties {
+            assert_eq!(self.shelf.written_bytes, 0, "nothing had changed");
+        }
     }
 }
 
@@ -251,30 +268,51 @@ proptest! {
 }
 
 #[test]
-fn a_marked_version_is_the_same_bytes_whatever_happens_meanwhile() {
-    let fill = || {
-        let mut table = KeyedTable::<Vec<u8>, u64>::new(0..128);
-        for k in 0..20_000u16 {
-            table.insert(word(k).key_hash(), &word(k), k.into());
-        }
-        table.mark(SnapshotId(1));
-        table
-    };
-    let mut undisturbed = Pieces::default();
-    assert_eq!(fill().drain(usize::MAX, &mut undisturbed).unwrap(), Drained::Done);
-    let mut table = fill();
-    let mut disturbed = Pieces::default();
-    let mut k = 0;
-    while table.drain(30_000, &mut disturbed).unwrap() == Drained::More {
-        for _ in 0..700 {
-            let (old, new) = (word(k % 20_000), word(k % 20_000 + 30_000));
-            table.remove(old.key_hash(), &old);
-            table.insert(new.key_hash(), &new, 0);
-            k += 1;
-        }
+fn a_snapshot_writes_the_pages_that_changed_and_no_others() {
+    let mut run = Run::<u64, u64>::new();
+    (0..20_000u64).for_each(|key| run.upsert(key, key));
+    run.mark();
+    run.drain(usize::MAX);
+    let all = run.shelf.written_bytes;
+    for key in [7, 7, 4711] {
+        run.upsert(key, 1);
     }
-    assert!(k > 5000, "the drain was disturbed only {k} times");
-    assert_eq!(disturbed, undisturbed);
+    run.mark();
+    run.upsert(9, 2);
+    run.drain(usize::MAX);
+    let some = run.shelf.written_bytes;
+    assert!((1..=3 * 4096).contains(&some), "{some} of {all} bytes were written for two pages");
+    run.mark();
+    run.drain(usize::MAX);
+    assert!((1..=2 * 4096).contains(&run.shelf.written_bytes), "key 9 had changed after the mark");
+    run.finish();
+}
+
+#[test]
+fn a_page_that_was_damaged_on_disk_is_an_error_when_it_is_needed() {
+    let mut run = Run::<u64, u64>::new();
+    (0..2000u64).for_each(|key| run.upsert(key, key));
+    run.mark();
+    run.drain(usize::MAX);
+    let index = run.complete[0].0.clone();
+    let entry = *index.0.values().nth(5).unwrap();
+    for bit in (0..u64::from(entry.bytes) * 8).step_by(11) {
+        let place = super::Place { offset: entry.place.offset + bit / 8, ..entry.place };
+        run.shelf.damage(place, |byte| byte ^ 1 << (bit % 8));
+        let mut table = run.shelf.restored::<u64, u64>(&index, 0..128);
+        let error = std::iter::repeat_with(|| table.load(1000)).find_map(Result::err).unwrap();
+        assert!(error.to_string().contains("is corrupt at byte"), "{error}");
+        let key = (0..2000)
+            .find(|key: &u64| {
+                key.key_hash() >> (64 - entry.depth) == entry.prefix >> (64 - entry.depth)
+            })
+            .unwrap();
+        let mut table = run.shelf.restored::<u64, u64>(&index, 0..128);
+        let met = crate::guard::caught(|| table.get(key.key_hash(), &key).copied());
+        let error = met.unwrap_err().into_error(|_| unreachable!()).to_string();
+        assert!(error.contains("is corrupt at byte") && error.contains("checksum"), "{error}");
+        run.shelf.damage(place, |byte| byte ^ 1 << (bit % 8));
+    }
 }
 
 /// A key whose hash is not mixed at all.
@@ -324,11 +362,11 @@ fn a_value_that_does_not_serialise_fails_the_snapshot() {
         if changes_after_mark {
             table.insert(7.key_hash(), &7, Moment(epoch));
         }
-        let error = table.drain(usize::MAX, &mut Pieces::default()).unwrap_err().to_string();
+        let error = table.drain(usize::MAX, &mut Shelf::new()).unwrap_err().to_string();
         assert!(error.contains("snapshot 3 failed: an entry does not serialise"), "{error}");
         table.abandon();
         table.insert(7.key_hash(), &7, Moment(epoch));
         table.mark(SnapshotId(4));
-        assert_eq!(table.drain(usize::MAX, &mut Pieces::default()).unwrap(), Drained::Done);
+        assert_eq!(table.drain(usize::MAX, &mut Shelf::new()).unwrap(), Drained::Done);
     }
 }

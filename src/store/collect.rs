@@ -1,38 +1,20 @@
-//! Collection: manifests beyond retention go, then segments that nothing needs any more.
+//! Collection: segments that nothing needs any more become free, and reserves are filled up.
 //!
-//! The steps are spread over commits so that they cost no sync of their own: a manifest removed
-//! after commit n is durably gone with the directory sync of commit n+1, and only then do the
-//! segments it named lose its claim.
+//! A manifest beyond retention loses its claim when the slot that it was in has been overwritten and
+//! synced (see [`super::commit`]); nothing here has to make a removal durable first.
 
 use std::io::ErrorKind;
 
 use super::Store;
-use super::layout::{manifest_name, refused};
-use super::manifest::Manifest;
+use super::layout::{manifest_name, refused, segment_name};
+use super::slots::Kept;
 use crate::error::Result;
-use crate::id::SnapshotId;
-
-/// A manifest and the segments it names, each once.
-#[derive(Clone, Debug)]
-pub(super) struct Kept {
-    pub(super) snapshot: SnapshotId,
-    pub(super) files: Vec<String>,
-}
-
-impl Kept {
-    pub(super) fn of(manifest: &Manifest) -> Self {
-        let named = manifest.parts.iter().filter(|part| part.bytes > 0);
-        let mut files: Vec<String> = named.map(|part| part.file.clone()).collect();
-        files.sort_unstable();
-        files.dedup();
-        Self { snapshot: manifest.id(), files }
-    }
-}
+use crate::id::{SegmentId, SnapshotId};
 
 impl Store {
-    /// Removes manifests beyond retention and segments that nothing needs, and prepares the next
-    /// segment of every writer. Returns how many files it removed. To be called after a commit,
-    /// off the workers; looks at no file and no directory that it does not change.
+    /// Frees segments that nothing needs, for use again or by removing them, and makes the next segment
+    /// of every writer. Returns how many files it removed. To be called after a commit, off the
+    /// workers; looks at no file and no directory that it does not change.
     ///
     /// # Errors
     /// What the system says. Nothing is lost by it: the next call goes on where this one stopped.
@@ -40,47 +22,63 @@ impl Store {
         if self.undecided.is_some() {
             return Ok(0);
         }
-        let mut removed = 0;
-        while self.kept.len() > self.retention {
-            let name = manifest_name(self.kept[0].snapshot);
-            self.remove(&name)?;
-            self.unlinked.extend(self.kept.pop_front());
+        let mut removed = self.remove_slots_beyond_retention()?;
+        for (segment, bytes) in self.unneeded() {
+            let mut table = self.directory.table();
+            if table.keeps_free(bytes) {
+                table.segments.remove(&segment);
+                table.free.push((segment, bytes));
+                continue;
+            }
+            drop(table);
+            self.remove(&segment_name(segment))?;
+            self.directory.table().segments.remove(&segment);
             removed += 1;
         }
-        for kept in std::mem::take(&mut self.released) {
-            self.release(&kept);
-        }
-        for name in self.unneeded() {
-            self.remove(&name)?;
-            self.directory.table().segments.remove(&name);
-            removed += 1;
-        }
-        self.directory.refill()?;
+        self.directory.refill();
         Ok(removed)
     }
 
-    /// Newest snapshot that is complete; 0 if there is none.
-    pub(super) fn newest(&self) -> SnapshotId {
-        self.kept.back().map_or(SnapshotId(0), |kept| kept.snapshot)
+    /// Makes the next segment of every writer that has none in reserve. To be called often, off the
+    /// workers: one that writes a lot waits for it.
+    pub fn refill(&self) {
+        self.directory.refill();
+    }
+
+    /// Where an earlier process, or this one in need of a slot, left more than are used now.
+    fn remove_slots_beyond_retention(&mut self) -> Result<usize> {
+        let mut removed = 0;
+        while self.slots.valid() > self.retention + 1 {
+            let oldest = self.slots.oldest().expect("there are some");
+            let path = self.directory.path.join(manifest_name(oldest));
+            self.remove(&manifest_name(oldest))?;
+            let synced = self.directory.disk.sync_dir(&self.directory.path);
+            synced.map_err(|source| refused(&*self.directory.disk, "remove", path, source))?;
+            if let Some(kept) = self.slots.remove(oldest) {
+                self.release(&kept);
+            }
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     /// Takes back the claim of a manifest that cannot come back.
     pub(super) fn release(&self, kept: &Kept) {
         let mut table = self.directory.table();
-        for file in &kept.files {
-            let known = table.segments.get_mut(file).expect("a segment that is named is known");
-            assert!(known.manifests > 0, "{file} is released more often than it is named");
+        for segment in &kept.segments {
+            let known = table.segments.get_mut(segment).expect("a segment that is named is known");
+            assert!(known.manifests > 0, "{segment:?} is released more often than it is named");
             known.manifests -= 1;
         }
     }
 
-    fn unneeded(&self) -> Vec<String> {
-        let committed = self.newest();
+    fn unneeded(&self) -> Vec<(SegmentId, u64)> {
+        let committed = self.slots.newest().unwrap_or(SnapshotId(0));
         let table = self.directory.table();
         let unneeded = table.segments.iter().filter(|(_, known)| {
             known.manifests == 0 && !known.pinned && known.usage.is_released(committed)
         });
-        unneeded.map(|(name, _)| name.clone()).collect()
+        unneeded.map(|(segment, known)| (*segment, known.capacity_bytes)).collect()
     }
 
     fn remove(&self, name: &str) -> Result<()> {

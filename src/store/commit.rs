@@ -2,11 +2,14 @@
 
 use std::io;
 
-use super::Store;
-use super::collect::Kept;
-use super::layout::{LOCK, manifest_name, refused, temporary};
+use super::layout::{
+    LOCK, SlotNumber, manifest_name, passed_over_name, refused, replace, temporary,
+};
 use super::manifest::{MANIFEST_FORMAT, Manifest, to_frame};
 use super::open::{read_generation, read_pid};
+use super::slots::{Content, Kept, SLOT_BYTES};
+use super::{Skipped, Store};
+use crate::disk::FileHandle;
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
 use crate::id::SnapshotId;
@@ -17,12 +20,11 @@ impl Store {
     /// # Errors
     /// [`Error::Snapshot`]: it certainly failed; the one before stays the newest, the job goes on.
     /// [`Error::Locked`]: another process has taken over the directory. Anything else: it is not
-    /// known whether it is committed (the rename was made, its durability is in doubt). In these
-    /// cases the job must neither commit nor abort what depends on it but stop and restore from
-    /// the directory; every later commit is refused.
+    /// known whether it is committed. In these cases the job must neither commit nor abort what
+    /// depends on it but stop and restore from the directory; every later commit is refused.
     ///
     /// # Panics
-    /// If ids do not rise, the manifest is not of this job and generation, or names a part that is
+    /// If ids do not rise, the manifest is not of this job and generation, or names a segment that is
     /// not in the directory.
     pub fn commit(&mut self, manifest: &Manifest) -> Result<()> {
         let id = manifest.id();
@@ -37,11 +39,18 @@ impl Store {
         self.tried = id;
         self.check_generation(id)?;
         let kept = self.reference(manifest);
-        match self.write_manifest(manifest) {
+        let mut bytes = to_frame(FrameKind::Manifest, id, manifest);
+        let (slot, is_new) = self.slots.next(self.retention);
+        let written = if is_new {
+            bytes.resize(bytes.len().next_multiple_of(SLOT_BYTES), 0);
+            self.make_slot(slot, id, &bytes)
+        } else {
+            self.overwrite_slot(slot, id, &bytes)
+        };
+        match written {
             Ok(()) => {
-                self.kept.push_back(kept);
-                // The directory sync made the removals before it durable.
-                self.released.append(&mut self.unlinked);
+                let before = self.slots.set(slot, Content::Valid(kept));
+                before.iter().for_each(|before| self.release(before));
                 Ok(())
             }
             Err(error) => {
@@ -53,15 +62,14 @@ impl Store {
         }
     }
 
-    fn write_manifest(&mut self, manifest: &Manifest) -> Result<()> {
-        let id = manifest.id();
+    /// Makes a slot with this content: written beside it, and renamed. **The rename is the decision**.
+    fn make_slot(&mut self, slot: SlotNumber, id: SnapshotId, bytes: &[u8]) -> Result<()> {
         let (disk, dir) = (&*self.directory.disk, &self.directory.path);
-        let path = dir.join(manifest_name(id));
-        let unfinished = dir.join(temporary(&manifest_name(id)));
-        let bytes = to_frame(FrameKind::Manifest, id, manifest);
+        let path = dir.join(manifest_name(slot));
+        let unfinished = dir.join(temporary(&manifest_name(slot)));
         let write = || {
             let file = disk.create_new(&unfinished)?;
-            file.write_all_at(&bytes, 0)?;
+            file.write_all_at(bytes, 0)?;
             file.sync_data()
         };
         if let Err(source) = write() {
@@ -75,6 +83,32 @@ impl Store {
             self.undecided = Some(id);
             refused(disk, "make durable", path, source)
         })
+    }
+
+    /// Overwrites a slot. **The sync is the decision**; if it fails, or the write does, the slot is made
+    /// empty and synced again, which is certain too, or the outcome is not known.
+    fn overwrite_slot(&mut self, slot: SlotNumber, id: SnapshotId, bytes: &[u8]) -> Result<()> {
+        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
+        let path = dir.join(manifest_name(slot));
+        let opened = disk.open(&path);
+        let file = opened.map_err(|source| {
+            let reason = refused(disk, "open", &path, source).to_string();
+            Error::Snapshot { snapshot: id, reason }
+        })?;
+        let Err(source) = file.write_all_at(bytes, 0).and_then(|()| file.sync_data()) else {
+            return Ok(());
+        };
+        let error = refused(disk, "make durable", path, source);
+        // A file must not be written again after a failed sync: what of it is clean is not known.
+        // Opened anew its blocks are, once they are overwritten and synced without an error.
+        let emptied = disk.open(&dir.join(manifest_name(slot))).and_then(|file| empty(&file));
+        if emptied.is_err() {
+            self.undecided = Some(id);
+            return Err(error);
+        }
+        let before = self.slots.set(slot, Content::Free);
+        before.iter().for_each(|before| self.release(before));
+        Err(Error::Snapshot { snapshot: id, reason: error.to_string() })
     }
 
     /// The lock already keeps others out. This catches a lock file deleted under us, for the price
@@ -93,11 +127,47 @@ impl Store {
     fn reference(&self, manifest: &Manifest) -> Kept {
         let kept = Kept::of(manifest);
         let mut table = self.directory.table();
-        for file in &kept.files {
-            let known = table.segments.get_mut(file);
-            let known = known.unwrap_or_else(|| panic!("{file} is in no snapshot directory"));
+        for segment in &kept.segments {
+            let known = table.segments.get_mut(segment);
+            let known = known.unwrap_or_else(|| panic!("{segment:?} is in no snapshot directory"));
             known.manifests += 1;
         }
         kept
     }
+
+    /// Copies manifests that were skipped to another name and empties their slots: they count no
+    /// more, so that they are neither warned of at every open nor come back, and are kept as
+    /// evidence with the segments they name, until a person deletes them. To be called once a newer
+    /// snapshot, or the one restored in their place, is durable; a crash in between only means
+    /// that they are skipped again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn put_aside(&mut self, skipped: &[Skipped]) -> Result<()> {
+        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
+        for Skipped(slot) in skipped {
+            let path = dir.join(manifest_name(*slot));
+            let say = |source| refused(disk, "put aside", &path, source);
+            let bytes = disk.read(&path).map_err(say)?;
+            replace(disk, dir, &passed_over_name(*slot, self.generation()), &bytes)?;
+            disk.open(&path).and_then(|file| empty(&file)).map_err(say)?;
+            self.slots.0.insert(*slot, Content::Free);
+        }
+        Ok(())
+    }
+}
+
+/// Makes all of a slot zeros, durably.
+fn empty(file: &FileHandle) -> io::Result<()> {
+    let mut bytes = vec![0; SLOT_BYTES];
+    let mut length = 0;
+    loop {
+        let read = file.read_at(&mut bytes, length)?;
+        length += read as u64;
+        if read < bytes.len() {
+            break;
+        }
+    }
+    file.write_all_at(&vec![0; length as usize], 0)?;
+    file.sync_data()
 }

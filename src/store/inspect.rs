@@ -1,19 +1,24 @@
 //! Looking at a snapshot directory without taking part: no lock, no change.
 //!
-//! A running job may remove a snapshot while it is looked at; such a one is left out, not
-//! reported as damaged.
+//! A running job may overwrite a snapshot while it is looked at. What seems damaged is therefore looked
+//! at again, and left out if it is another one by then.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::layout::{JOB, Name};
 use super::manifest::{JobIdentity, Manifest};
 use super::open::{is_missing, read_generation, read_job};
-use super::read;
+use super::read::{self, Depth};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
+
+/// How often, and how long apart, a manifest that cannot be read is read again.
+const READS_MAX: usize = 5;
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(2);
 
 /// Whether a snapshot counts.
 #[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +37,8 @@ pub enum Condition {
 /// One snapshot of a directory.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotInfo {
-    /// Its id, from the file name.
-    pub snapshot: u64,
+    /// Its id; `None` if the manifest cannot be read.
+    pub snapshot: Option<u64>,
     /// Its manifest's file name.
     pub file: String,
     /// What the manifest says; `None` if it cannot be read.
@@ -80,31 +85,41 @@ pub fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<SnapshotInfo>> {
         let reason = "it is none: there is neither a JOB file nor a snapshot in it".into();
         return Err(Error::Directory { path: dir.to_path_buf(), reason });
     }
-    let mut snapshots: Vec<SnapshotInfo> = names
-        .iter()
-        .filter_map(|name| match Name::of(name) {
-            Name::Manifest(id) | Name::PassedOver(id) => info(disk, dir, name, id),
-            Name::Fixed | Name::Part { .. } | Name::Temporary | Name::Foreign => None,
-        })
-        .collect();
-    snapshots.sort_unstable_by_key(|info| info.snapshot);
+    let infos =
+        names.iter().filter(|name| matches!(Name::of(name), Name::Manifest(_) | Name::PassedOver));
+    let mut snapshots: Vec<SnapshotInfo> = infos.filter_map(|name| info(disk, dir, name)).collect();
+    snapshots.sort_unstable_by_key(|info| (info.snapshot, info.file.clone()));
     Ok(snapshots)
 }
 
-/// `None` if the snapshot is gone.
-fn info(disk: &dyn Disk, dir: &Path, name: &str, id: SnapshotId) -> Option<SnapshotInfo> {
-    let found = read::manifest_in(disk, &dir.join(name), id);
+/// What is in a slot; `None` if nothing is, or it is gone.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no worker waits here, and the writer is another process"
+)]
+fn info(disk: &dyn Disk, dir: &Path, name: &str) -> Option<SnapshotInfo> {
+    let mut found = read::slot_at(disk, &dir.join(name));
+    for _ in 0..READS_MAX {
+        if !matches!(found, Err(Error::Corrupt { .. })) {
+            break;
+        }
+        // It may have been read in the middle of being overwritten.
+        std::thread::sleep(READ_AGAIN_AFTER);
+        found = read::slot_at(disk, &dir.join(name));
+    }
     let mut condition = match &found {
-        Ok(_) => Condition::Whole,
+        Ok(None) => return None,
+        Ok(Some(_)) => Condition::Whole,
         Err(error) if is_missing(error) => return None,
         Err(Error::Newer { .. }) => Condition::Newer,
         Err(_) => Condition::Damaged,
     };
-    if matches!(Name::of(name), Name::PassedOver(_)) {
+    if Name::of(name) == Name::PassedOver {
         condition = Condition::PassedOver;
     }
     let problem = found.as_ref().err().map(ToString::to_string);
-    let (snapshot, file, manifest) = (id.0, name.to_owned(), found.ok());
+    let (file, manifest) = (name.to_owned(), found.ok().flatten());
+    let snapshot = manifest.as_ref().map(|manifest| manifest.snapshot);
     Some(SnapshotInfo { snapshot, file, manifest, condition, problem })
 }
 
@@ -113,7 +128,13 @@ fn info(disk: &dyn Disk, dir: &Path, name: &str, id: SnapshotId) -> Option<Snaps
 /// # Errors
 /// If there is no such snapshot, or its manifest cannot be read.
 pub fn show(disk: &dyn Disk, dir: &Path, snapshot: SnapshotId) -> Result<Manifest> {
-    read::manifest(disk, dir, snapshot)
+    let counting = list(disk, dir)?.into_iter().filter(|i| i.condition != Condition::PassedOver);
+    let manifests = counting.filter_map(|info| info.manifest);
+    let found = manifests.into_iter().find(|manifest| manifest.id() == snapshot);
+    found.ok_or_else(|| {
+        let reason = format!("it holds no snapshot {snapshot} that can be read");
+        Error::Directory { path: dir.to_path_buf(), reason }
+    })
 }
 
 /// Reads every byte that any manifest in the directory names.
@@ -125,9 +146,9 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     let mut verified_bytes = 0;
     for mut info in list(disk, dir)? {
         if let (Some(manifest), Condition::Whole) = (&info.manifest, info.condition) {
-            match read::verify_parts(disk, dir, manifest) {
-                Ok(()) => verified_bytes += manifest.state_bytes(),
-                Err(_) if disk.len(&dir.join(&info.file)).is_err() => continue,
+            match read::content(disk, dir, manifest, Depth::Pages) {
+                Ok(_) => verified_bytes += manifest.state_bytes(),
+                Err(_) if !is_still_there(disk, dir, &info) => continue,
                 Err(error) => {
                     let is_newer = matches!(error, Error::Newer { .. });
                     info.condition = if is_newer { Condition::Newer } else { Condition::Damaged };
@@ -143,6 +164,11 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     let generation = note(read_generation(disk, dir), &mut problems).map(|found| found.generation);
     let directory = dir.to_path_buf();
     Ok(Report { directory, job, generation, snapshots, verified_bytes, problems })
+}
+
+/// Whether what was damaged has not been overwritten meanwhile.
+fn is_still_there(disk: &dyn Disk, dir: &Path, before: &SnapshotInfo) -> bool {
+    info(disk, dir, &before.file).is_some_and(|now| now.snapshot == before.snapshot)
 }
 
 fn note<T>(result: Result<T>, problems: &mut Vec<String>) -> Option<T> {

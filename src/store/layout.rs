@@ -1,11 +1,13 @@
 //! Names of the files in a snapshot directory, and errors that name them with a way out.
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::id::{Attempt, SnapshotId, WorkerId};
+use crate::id::SegmentId;
 
 pub(super) const LOCK: &str = "LOCK";
 pub(super) const JOB: &str = "JOB";
@@ -18,74 +20,68 @@ const PASSED_OVER: &str = ".passed-over";
 pub(super) enum Name {
     /// LOCK, JOB or GENERATION.
     Fixed,
-    Manifest(SnapshotId),
-    /// A manifest that could not be restored and was put aside.
-    PassedOver(SnapshotId),
-    Part {
-        generation: u64,
-    },
+    /// A slot that holds a manifest.
+    Manifest(SlotNumber),
+    /// A copy of a manifest that could not be restored and was put aside.
+    PassedOver,
+    Segment(SegmentId),
     /// One of ours that was never renamed to its final name.
     Temporary,
     /// Not ours: never touched.
     Foreign,
 }
 
+/// Which of the files that hold manifests.
+pub(super) type SlotNumber = u32;
+
 impl Name {
     pub(super) fn of(name: &str) -> Self {
         if let Some(base) = name.strip_suffix(TEMPORARY) {
             return match Self::of(base) {
-                Self::Fixed | Self::Manifest(_) => Self::Temporary,
-                Self::PassedOver(_) | Self::Part { .. } | Self::Temporary | Self::Foreign => {
-                    Self::Foreign
-                }
+                Self::Fixed | Self::Manifest(_) | Self::PassedOver => Self::Temporary,
+                Self::Segment(_) | Self::Temporary | Self::Foreign => Self::Foreign,
             };
         }
         if [LOCK, JOB, GENERATION].contains(&name) {
             return Self::Fixed;
         }
-        if let Some(id) = name.strip_suffix(PASSED_OVER).and_then(manifest_id) {
-            return Self::PassedOver(id);
+        if is_passed_over(name) {
+            return Self::PassedOver;
         }
-        manifest_id(name)
-            .map(Self::Manifest)
-            .or_else(|| Some(Self::Part { generation: part_generation(name)? }))
-            .unwrap_or(Self::Foreign)
+        let slot = name.strip_prefix("manifest-").and_then(number).map(Self::Manifest);
+        slot.or_else(|| Some(Self::Segment(segment_id(name)?))).unwrap_or(Self::Foreign)
     }
 }
 
-fn manifest_id(name: &str) -> Option<SnapshotId> {
-    let digits = name.strip_prefix("snapshot-")?.strip_suffix(".manifest")?;
-    let id = SnapshotId(number(digits)?);
-    (manifest_name(id) == name).then_some(id)
+fn is_passed_over(name: &str) -> bool {
+    let base = name.strip_suffix(PASSED_OVER).and_then(|base| base.strip_prefix("manifest-"));
+    base.and_then(|base| base.split_once('-')).is_some_and(|(slot, generation)| {
+        number::<SlotNumber>(slot).is_some() && number::<u64>(generation).is_some()
+    })
 }
 
-fn part_generation(name: &str) -> Option<u64> {
-    let fields = name.strip_prefix("worker-")?.strip_suffix(".part")?;
-    let mut numbers = fields.split('-').map(number);
-    let (_worker, generation) = (numbers.next()??, numbers.next()??);
-    let (_attempt, _number) = (numbers.next()??, numbers.next()??);
-    numbers.next().is_none().then_some(generation)
+/// The number of a segment, from its name.
+pub(super) fn segment_id(name: &str) -> Option<SegmentId> {
+    name.strip_prefix("segment-").and_then(number).map(SegmentId)
 }
 
-fn number(digits: &str) -> Option<u64> {
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+/// A number as we write it: nothing but digits, no leading zero.
+fn number<N: FromStr + Display>(digits: &str) -> Option<N> {
+    let number: N = digits.parse().ok()?;
+    (number.to_string() == digits).then_some(number)
 }
 
-pub(super) fn manifest_name(snapshot: SnapshotId) -> String {
-    format!("snapshot-{:020}.manifest", snapshot.0)
+pub(super) fn manifest_name(slot: SlotNumber) -> String {
+    format!("manifest-{slot}")
 }
 
-pub(super) fn passed_over_name(snapshot: SnapshotId) -> String {
-    format!("{}{PASSED_OVER}", manifest_name(snapshot))
+/// The name of what was in `slot` when the process of this generation passed over it.
+pub(super) fn passed_over_name(slot: SlotNumber, generation: u64) -> String {
+    format!("{}-{generation}{PASSED_OVER}", manifest_name(slot))
 }
 
-pub(super) fn part_name(
-    worker: WorkerId,
-    generation: u64,
-    attempt: Attempt,
-    number: u64,
-) -> String {
-    format!("worker-{}-{generation}-{}-{number}.part", worker.0, attempt.0)
+pub(super) fn segment_name(segment: SegmentId) -> String {
+    format!("segment-{}", segment.0)
 }
 
 pub(super) fn temporary(name: &str) -> String {
@@ -142,23 +138,23 @@ mod tests {
     #[test]
     fn every_name_we_give_is_recognised_and_others_are_foreign() {
         assert_eq!(Name::of("JOB"), Name::Fixed);
-        assert_eq!(Name::of(&manifest_name(SnapshotId(7))), Name::Manifest(SnapshotId(7)));
-        assert_eq!(Name::of(&temporary(&manifest_name(SnapshotId(7)))), Name::Temporary);
-        let aside = passed_over_name(SnapshotId(7));
-        assert_eq!(Name::of(&aside), Name::PassedOver(SnapshotId(7)));
-        assert_eq!(Name::of(&temporary(&aside)), Name::Foreign);
-        let part = part_name(WorkerId(3), 4, Attempt(5), 6);
-        assert_eq!(Name::of(&part), Name::Part { generation: 4 });
+        assert_eq!(Name::of(&manifest_name(7)), Name::Manifest(7));
+        assert_eq!(Name::of(&temporary(&manifest_name(7))), Name::Temporary);
+        let aside = passed_over_name(7, 12);
+        assert_eq!(Name::of(&aside), Name::PassedOver);
+        assert_eq!(Name::of(&temporary(&aside)), Name::Temporary);
+        assert_eq!(Name::of(&segment_name(SegmentId(6))), Name::Segment(SegmentId(6)));
         for foreign in [
             "",
             ".tmp",
             "notes.tmp",
-            "snapshot-7.manifest",
-            "snapshot-0000000000000000000x.manifest",
-            "worker-1-2-3.part",
-            "worker-1-2-3-4-5.part",
-            "worker--2-3-4.part",
-            "worker-1-2-3-+4.part",
+            "manifest-",
+            "manifest-07",
+            "manifest-+7",
+            "manifest-7.passed-over",
+            "segment-",
+            "segment-4294967296",
+            "segment-1.tmp",
             "job",
         ] {
             assert_eq!(Name::of(foreign), Name::Foreign, "{foreign}");

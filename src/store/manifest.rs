@@ -1,18 +1,18 @@
 //! What is written as JSON inside a frame: the job's identity and the manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::frame::{self, FRAME_VERSION, FrameFault, FrameHeader, FrameKind};
-use crate::id::{SnapshotId, StateSlot};
+use crate::frame::{self, ALIGNMENT, FRAME_VERSION, FrameFault, FrameHeader, FrameKind};
+use crate::id::{SegmentId, SnapshotId, StateSlot};
 
 /// Version of the directory's layout and of the JSON in it: what this program writes, and the
 /// newest it reads.
-pub const MANIFEST_FORMAT: u32 = 1;
+pub const MANIFEST_FORMAT: u32 = 2;
 
 /// Which job a directory belongs to.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -24,20 +24,26 @@ pub struct JobIdentity {
     pub fingerprint: String,
 }
 
-/// What one worker wrote for one snapshot. Of 0 bytes if it had nothing to write; then it names
-/// no file.
-#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+/// What one worker wrote for one snapshot: its index, which says what else belongs to it. Of 0 bytes
+/// if the worker has no state; then it names no file.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
 pub struct PartRef {
-    /// Name of the segment, without its directory.
-    pub file: String,
+    /// The segment that the index lies in.
+    pub segment: u32,
     /// First byte in it.
     pub offset: u64,
-    /// Length of the frames.
+    /// Length of the index.
     pub bytes: u64,
     /// Checksum of all of these bytes.
     pub crc32c: u32,
     /// How many frames they are.
     pub frames: u64,
+    /// How many earlier indices have to be read with it.
+    pub links: u32,
+    /// Every segment that it needs: those of its pages, of the earlier indices and its own.
+    pub segments: Vec<u32>,
+    /// Bytes of the pages that are state as of this snapshot, wherever they lie.
+    pub page_bytes: u64,
 }
 
 /// An operator whose state is in a snapshot.
@@ -68,7 +74,7 @@ pub struct Manifest {
     pub last: bool,
     /// Operators with state in it.
     pub operators: Vec<OperatorEntry>,
-    /// Where the state is. May name parts of earlier snapshots.
+    /// Where the state is, by worker.
     pub parts: Vec<PartRef>,
     /// Whatever is worth knowing: durations, sizes. The unit is in the name.
     pub notes: BTreeMap<String, u64>,
@@ -81,10 +87,16 @@ impl Manifest {
         SnapshotId(self.snapshot)
     }
 
-    /// Bytes of state in all parts.
+    /// Bytes of state: of the indices, which hold what is small, and of all pages.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.bytes).sum()
+        self.parts.iter().map(|part| part.bytes + part.page_bytes).sum()
+    }
+
+    /// Every segment that it needs, each once.
+    pub(super) fn segments(&self) -> BTreeSet<SegmentId> {
+        let parts = self.parts.iter().filter(|part| part.bytes > 0);
+        parts.flat_map(|part| part.segments.iter().copied().map(SegmentId)).collect()
     }
 }
 
@@ -104,7 +116,21 @@ pub(super) fn bytes_to_frame(kind: FrameKind, snapshot: SnapshotId, payload: &[u
 }
 
 /// The payload of a file that is one frame of this kind, and the snapshot in its header.
-pub(super) fn single_frame<'a>(
+pub(super) fn whole_frame<'a>(
+    path: &Path,
+    kind: FrameKind,
+    bytes: &'a [u8],
+) -> Result<(SnapshotId, &'a [u8])> {
+    let (snapshot, payload) = first_frame(path, kind, bytes)?;
+    let end = payload.as_ptr().addr() - bytes.as_ptr().addr() + payload.len();
+    if end.next_multiple_of(ALIGNMENT) < bytes.len() {
+        return Err(Error::corrupt(path, end as u64, "bytes behind the end"));
+    }
+    Ok((snapshot, payload))
+}
+
+/// The payload of the frame of this kind that a file begins with, and the snapshot in its header.
+fn first_frame<'a>(
     path: &Path,
     kind: FrameKind,
     bytes: &'a [u8],
@@ -120,25 +146,41 @@ pub(super) fn single_frame<'a>(
     if header.schema > MANIFEST_FORMAT {
         return Err(newer(path, "format", header.schema.into(), MANIFEST_FORMAT.into()));
     }
-    match frames.next() {
-        None => Ok((header.snapshot, payload)),
-        Some(_) => {
-            let end = (payload.as_ptr().addr() - bytes.as_ptr().addr() + payload.len()) as u64;
-            Err(Error::corrupt(path, end, "bytes behind the end"))
-        }
+    if header.schema < MANIFEST_FORMAT {
+        let reason = format!(
+            "{} is of format {}, which this version does not read; finish the job with the \
+             version that began it, or name another snapshot directory",
+            path.file_name().unwrap_or_default().to_string_lossy(),
+            header.schema
+        );
+        let path = path.parent().unwrap_or(path).to_path_buf();
+        return Err(Error::Directory { path, reason });
     }
+    Ok((header.snapshot, payload))
 }
 
-/// The value in a file that is one frame of JSON.
+/// The value in a file that begins with a frame of JSON.
 pub(super) fn from_frame<T: DeserializeOwned>(
     path: &Path,
     kind: FrameKind,
     bytes: &[u8],
 ) -> Result<(SnapshotId, T)> {
-    let (snapshot, payload) = single_frame(path, kind, bytes)?;
-    let value = serde_json::from_slice(payload)
-        .map_err(|error| Error::corrupt(path, 0, format!("checksum matches, but: {error}")))?;
-    Ok((snapshot, value))
+    let (snapshot, payload) = first_frame(path, kind, bytes)?;
+    Ok((snapshot, from_json(path, payload)?))
+}
+
+/// The value in a file that is one frame of JSON.
+pub(super) fn from_whole_frame<T: DeserializeOwned>(
+    path: &Path,
+    kind: FrameKind,
+    bytes: &[u8],
+) -> Result<T> {
+    from_json(path, whole_frame(path, kind, bytes)?.1)
+}
+
+fn from_json<T: DeserializeOwned>(path: &Path, payload: &[u8]) -> Result<T> {
+    serde_json::from_slice(payload)
+        .map_err(|error| Error::corrupt(path, 0, format!("checksum matches, but: {error}")))
 }
 
 /// The public error for a bad frame in the part of `path` that starts at `base`.

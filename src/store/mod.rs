@@ -4,46 +4,63 @@
 //! when to snapshot nor what state means.
 //!
 //! ```text
-//! LOCK                                  held with flock while a process runs; its pid as text
-//! JOB                                   frame "job": JSON of JobIdentity; written once, and again from
-//!                                       a manifest should it be damaged
-//! GENERATION                            frame "generation": u64 generation, u64 first snapshot id;
-//!                                       replaced by every open
-//! worker-<w>-<generation>-<attempt>-<n>.part    segment: parts at multiples of 4096
-//! snapshot-<20 digits>.manifest         frame "manifest": JSON of Manifest
-//! snapshot-<20 digits>.manifest.passed-over     one that could not be restored, put aside
-//! *.tmp                                 not decided yet; removed by the next open
+//! LOCK                     held with flock while a process runs; its pid as text
+//! JOB                      frame "job": JSON of JobIdentity; written once, and again from a manifest
+//!                          should it be damaged
+//! GENERATION               frame "generation": u64 generation, u64 first snapshot id; replaced by
+//!                          every open
+//! manifest-<slot>          frame "manifest": JSON of Manifest; zeros, or what is left of a longer
+//!                          manifest, behind it. All zeros: free
+//! manifest-<slot>-<generation>.passed-over    copy of one that could not be restored
+//! segment-<n>              pages, and indices that list them, at multiples of 4096
+//! *.tmp                    not decided yet; removed by the next open
 //! ```
 //!
-//! A *part* is what one worker wrote for one snapshot: frames of kind "state" back to back, named
-//! by a [`PartRef`] (file, offset, bytes, CRC32C, frames). Parts start on their own 4 KiB block, so
-//! no later write touches a block that holds a durable part. Segments are preallocated, so that a
-//! part costs one overwrite and one fdatasync; a part larger than a segment gets one of its size.
+//! **A snapshot is incremental.** A *part* is what one worker wrote for one snapshot. Its pages (see
+//! [`crate::state`]) lie in segments as they lie in memory; its [`index`] lists those written for
+//! this snapshot, holds what is small, and names the index before it, back to a *base* that lists all
+//! pages wherever they lie ([`chain`]). A [`PartRef`] names the newest index and every segment needed.
+//! Indices go back [`LINKS_MAX`] at most; segments with little left in them are emptied by writing
+//! again what is ([`writer`]).
 //!
-//! Commit of snapshot n: parts written, each with fdatasync; manifest written to a temporary name,
-//! fdatasync; rename; fsync of the directory. **The renamed manifest is the decision.** Case by
-//! case, a crash
-//! - before the rename leaves n-1 newest, and bytes that no manifest names;
-//! - between rename and directory sync leaves n-1 or n, and n names only durable parts;
-//! - after the directory sync leaves n.
+//! **Commit of snapshot n.** On each worker pages are written as they are handed over; when all
+//! are on disk and those in other segments synced, the index is written and fdatasync follows, linked;
+//! then the worker acks. With all acks the manifest is written over the oldest one in the directory
+//! that retention does not ask for, and fdatasync follows: **that is the decision** ([`commit`]; the
+//! first manifests, as long as there is none to overwrite, are renamed into place). Case by case,
+//! a crash
+//! - before a part is durable leaves bytes that nothing names: an index is named by a manifest, or by
+//!   a later index, only when it was durable with all that it lists before these were written;
+//! - while the manifest is being written leaves n-1 newest and a slot that is torn, or n; n names only
+//!   what is durable. The slot held a manifest beyond retention, and no segment that only it
+//!   named is used again before the overwrite was synced;
+//! - afterwards leaves n.
+//!
+//! A torn slot cannot be told from one that was damaged later. So the open that finds it warns, keeps a
+//! copy, and treats the snapshot before as one that was fallen back to (see [`Opened::fell_back`]),
+//! which is right in both cases.
 //!
 //! Invariants
-//! - A manifest in the directory names only parts that were durable before it was written.
-//! - A segment is deleted only when no manifest that may survive a crash names it (the removal of
-//!   the last one was followed by a directory sync), no writer appends to it, and every snapshot
-//!   written into it is older than a committed one.
-//! - After a failed write or sync a segment takes no further part; a part is handed to the disk
-//!   only after the one before it in the same segment is durable, so that no sync can swallow the
-//!   error that another part should see.
+//! - A manifest in the directory names only what was durable before it was written.
+//! - A segment is used again or deleted only when no manifest that may survive a crash names it, no
+//!   writer appends to it, and every snapshot written into it is older than a committed one. That
+//!   is enough although tables go on referring to pages from one snapshot to the next: a page that lies
+//!   in a segment no one writes to was there for the last committed snapshot too, which names it.
+//! - After a failed write or sync a segment takes no further bytes, and nothing is built on what
+//!   was not durable by then ([`stream`]).
 //! - Snapshot ids rise over the life of the directory, also over those that were never committed.
 //! - What could not be read is never deleted by the process that found it so.
 //!
 //! Fault model: that of [`crate::disk`]. Bit rot is detected by checksums and answered with the
-//! previous snapshot and a warning. Two processes: the lock keeps the second out; should the lock
-//! file be deleted under a running process, its next commit finds a foreign GENERATION and fails.
+//! previous snapshot and a warning: of indices and manifests by the open, of pages when they are
+//! loaded, whereupon the job restarts and the open looks at every page ([`StoreLimits::verify_pages`]).
+//! Two processes: the lock keeps the second out; should the lock file be deleted under a running
+//! process, its next commit finds a foreign GENERATION and fails.
 
+mod chain;
 mod collect;
 mod commit;
+mod index;
 mod inspect;
 mod layout;
 mod manifest;
@@ -51,21 +68,27 @@ mod open;
 mod part;
 mod read;
 mod segment;
+mod slots;
+mod stream;
+mod writer;
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskLock};
 use crate::error::Result;
-use crate::id::{Attempt, SnapshotId, StateSlot, WorkerId};
+use crate::id::{SnapshotId, StateSlot};
+use crate::state::{PageEntry, PageSource};
 
 pub use inspect::{Condition, Report, SnapshotInfo, list, show, verify};
 pub use manifest::{JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef};
-pub use part::{PARTS_MAX, PartWriter};
+pub use writer::{PARTS_MAX, PartWriter, Written};
 
 /// Complete snapshots kept at least, whatever retention asks for: one to fall back to.
 pub const RETENTION_MIN: usize = 2;
+
+/// Most indices that an index goes back to. Each is one read when the job is restored.
+pub const LINKS_MAX: u32 = 64;
 
 /// Most ids a process may use without committing one of them. The next process starts this many
 /// further, so that no id is used twice. Whoever triggers fails the job before so many snapshots
@@ -75,15 +98,27 @@ pub const UNCOMMITTED_SNAPSHOTS_MAX: u64 = 256;
 /// Bounds of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreLimits {
-    /// Complete snapshots kept; at least [`RETENTION_MIN`] are, whatever it says.
+    /// Complete snapshots kept; at least [`RETENTION_MIN`] are, whatever it says, and one more, which
+    /// the next commit overwrites.
     pub retention: usize,
-    /// Size of a segment file; a part that is larger gets a segment of its own.
+    /// Size of a writer's first segment file; each later one is twice as large, up to
+    /// `segment_bytes_max`.
     pub segment_bytes: u64,
+    /// Size of the largest; only for bytes that belong together there may be a larger one.
+    pub segment_bytes_max: u64,
+    /// Whether the open reads every page of the newest snapshot, not only what lists them: for when
+    /// one was found damaged. Takes as long as reading all state.
+    pub verify_pages: bool,
 }
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { retention: 3, segment_bytes: 16 << 20 }
+        Self {
+            retention: 3,
+            segment_bytes: 4 << 20,
+            segment_bytes_max: 64 << 20,
+            verify_pages: false,
+        }
     }
 }
 
@@ -95,12 +130,7 @@ pub struct Store {
     first_snapshot: SnapshotId,
     /// The highest id a commit was tried for.
     tried: SnapshotId,
-    /// Manifests in the directory that count, oldest first.
-    kept: VecDeque<collect::Kept>,
-    /// Manifests removed, whose removal the next commit makes durable.
-    unlinked: Vec<collect::Kept>,
-    /// Manifests whose removal is durable.
-    released: Vec<collect::Kept>,
+    slots: slots::Slots,
     /// Set when it is not known whether this snapshot is committed: nothing may follow.
     undecided: Option<SnapshotId>,
     _lock: DiskLock,
@@ -110,7 +140,7 @@ pub struct Store {
 pub struct Opened {
     /// The directory, locked.
     pub store: Store,
-    /// The newest snapshot that can be restored, verified byte by byte; `None` in a new directory.
+    /// The newest snapshot that can be restored, as far as it was looked at; `None` in a new directory.
     pub newest: Option<Manifest>,
     /// What had to be skipped: which file, which byte, what was wrong with it.
     pub warnings: Vec<String>,
@@ -119,10 +149,24 @@ pub struct Opened {
     /// be readable again at the next open.
     pub fell_back: bool,
     /// Snapshots that were skipped, for [`Store::put_aside`].
-    pub skipped: Vec<SnapshotId>,
+    pub skipped: Vec<Skipped>,
 }
 
-/// One share of one operator's state, as it was appended.
+/// A manifest that cannot be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skipped(layout::SlotNumber);
+
+/// All state of a snapshot.
+pub struct Loaded {
+    /// What is small, as it was handed over.
+    pub pieces: Vec<StateEntry>,
+    /// Tables: operator, schema, and where their pages are.
+    pub pages: Vec<(String, u32, Vec<PageEntry>)>,
+    /// Where pages are read from.
+    pub source: Arc<dyn PageSource>,
+}
+
+/// One share of one operator's state, as it was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateEntry {
     /// The operator's name.
@@ -150,8 +194,8 @@ impl Store {
     }
 
     /// Opens or creates the snapshot directory of `job`: takes the lock, raises the generation
-    /// durably and verifies the newest complete snapshot fully, falling back to the one before it
-    /// with a warning. A crash meanwhile leaves the same snapshot restorable.
+    /// durably and verifies the newest complete snapshot (all that lists its pages; the pages
+    /// themselves with [`StoreLimits::verify_pages`]), falling back to the one before it with a warning. A crash meanwhile leaves the same snapshot restorable.
     ///
     /// # Errors
     /// [`Locked`](crate::error::Error::Locked): another process has it.
@@ -176,27 +220,6 @@ impl Store {
         self.directory.generation
     }
 
-    /// Gives manifests that were skipped another name: they count no more, so that they are neither
-    /// warned of at every open nor come back, and are kept as evidence with the segments they name,
-    /// until a person deletes them. To be called once a newer snapshot, or the one restored in their
-    /// place, is durable; a crash in between only means that they are skipped again.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn put_aside(&self, skipped: &[SnapshotId]) -> Result<()> {
-        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
-        for &id in skipped {
-            let path = dir.join(layout::manifest_name(id));
-            let aside = dir.join(layout::passed_over_name(id));
-            let renamed = disk.rename(&path, &aside);
-            renamed.map_err(|source| layout::refused(disk, "put aside", path, source))?;
-        }
-        if skipped.is_empty() {
-            return Ok(());
-        }
-        disk.sync_dir(dir).map_err(|source| layout::refused(disk, "sync", dir, source))
-    }
-
     /// The first id this process may use, or the one after the last that was tried to commit:
     /// above every id ever used in the directory by other processes.
     #[must_use]
@@ -214,16 +237,17 @@ impl Store {
     ///
     /// # Errors
     /// What the system says, for example that the disk is full.
-    pub fn writer(&self, worker: WorkerId, attempt: Attempt) -> Result<PartWriter> {
-        PartWriter::new(self.directory.clone(), worker, attempt)
+    pub fn writer(&self) -> Result<PartWriter> {
+        PartWriter::new(self.directory.clone())
     }
 
-    /// All state of a snapshot, in the order of its parts; every checksum is checked again.
+    /// All state of a snapshot: pieces in the order of its parts, and where its pages lie; every
+    /// checksum but those of pages is checked again.
     ///
     /// # Errors
     /// [`Corrupt`](crate::error::Error::Corrupt) or [`Io`](crate::error::Error::Io).
-    pub fn load(&self, manifest: &Manifest) -> Result<Vec<StateEntry>> {
-        read::load(&*self.directory.disk, &self.directory.path, manifest)
+    pub fn load(&self, manifest: &Manifest) -> Result<Loaded> {
+        read::load(&self.directory.disk, &self.directory.path, manifest)
     }
 }
 

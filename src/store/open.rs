@@ -3,25 +3,27 @@
 //! Before the generation is raised nothing is changed but LOCK and a JOB that is new or unreadable, so a
 //! crash at any point leaves the same snapshot restorable.
 
-use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use super::collect::Kept;
 use super::layout::{
-    GENERATION, JOB, LOCK, Name, manifest_name, passed_over_name, refused, replace,
+    GENERATION, JOB, LOCK, Name, SlotNumber, manifest_name, refused, replace, segment_name,
 };
-use super::manifest::{JobIdentity, Manifest, bytes_to_frame, from_frame, single_frame, to_frame};
+use super::manifest::{
+    JobIdentity, Manifest, bytes_to_frame, from_whole_frame, to_frame, whole_frame,
+};
+use super::read::Depth;
 use super::segment::{Directory, Known, Table};
-use super::{Opened, RETENTION_MIN, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
+use super::slots::{Content, Kept, Slots};
+use super::{Opened, RETENTION_MIN, Skipped, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
-use crate::id::SnapshotId;
+use crate::id::{SegmentId, SnapshotId};
 
 /// Ids and generations skipped when GENERATION cannot be read: more than any process can have used
 /// without leaving a trace in the names of files.
@@ -39,28 +41,28 @@ pub(super) struct Generation {
 #[derive(Default)]
 struct Contents {
     names: Vec<String>,
-    /// Oldest first.
-    manifests: Vec<SnapshotId>,
-    passed_over: Vec<SnapshotId>,
-    parts: Vec<String>,
+    slots: Vec<SlotNumber>,
+    passed_over: Vec<String>,
+    segments: Vec<SegmentId>,
     temporaries: Vec<String>,
     foreign: Vec<String>,
-    generation_max: u64,
 }
 
 /// What the manifests say.
 #[derive(Default)]
 struct Found {
     newest: Option<Manifest>,
-    /// Manifests that count, oldest first.
-    kept: VecDeque<Kept>,
+    slots: Slots,
+    /// Highest in any manifest.
+    snapshot_max: u64,
+    generation_max: u64,
     /// Segments that a skipped manifest names.
-    pinned: Vec<String>,
+    pinned: Vec<SegmentId>,
     /// A skipped manifest is unreadable, so what it names is not known.
     unreadable: bool,
     /// A snapshot newer than `newest` was skipped.
     fell_back: bool,
-    skipped: Vec<SnapshotId>,
+    skipped: Vec<Skipped>,
     warnings: Vec<String>,
 }
 
@@ -76,9 +78,12 @@ pub(super) fn open(
     let lock = take_lock(&*disk, dir)?;
     let contents = read_contents(&*disk, dir)?;
     let warning = check_job(&*disk, dir, job, &contents)?;
-    let mut found = find_newest(&*disk, dir, job, &contents)?;
+    let depth = if limits.verify_pages { Depth::Pages } else { Depth::Indices };
+    let mut found = find_newest(&*disk, dir, job, &contents, depth)?;
     found.warnings.extend(warning);
-    let generation = raise_generation(&*disk, dir, &contents, &mut found.warnings)?;
+    let generation = raise_generation(&*disk, dir, &contents, &mut found)?;
+    let table = table(&*disk, dir, &contents, &found)?;
+    let last_segment = contents.segments.iter().map(|segment| segment.0).max();
     for name in &contents.temporaries {
         // What cannot be removed is in nobody's way.
         let _ = disk.remove(&dir.join(name));
@@ -88,19 +93,20 @@ pub(super) fn open(
         retention: limits.retention.max(RETENTION_MIN),
         first_snapshot: SnapshotId(generation.first_snapshot),
         tried: SnapshotId(0),
-        unlinked: Vec::new(),
-        released: Vec::new(),
+        slots: found.slots,
         undecided: None,
         _lock: lock,
         directory: Arc::new(Directory {
             disk,
             path: dir.to_path_buf(),
             generation: generation.generation,
-            segment_bytes: limits.segment_bytes,
-            next_number: AtomicU64::new(0),
-            table: Mutex::new(table(&contents, &found)),
+            segment_bytes: (
+                limits.segment_bytes,
+                limits.segment_bytes_max.max(limits.segment_bytes),
+            ),
+            next_segment: AtomicU32::new(last_segment.map_or(0, |last| last + 1)),
+            table: Mutex::new(table),
         }),
-        kept: found.kept,
     };
     Ok(Opened {
         store,
@@ -130,17 +136,13 @@ fn read_contents(disk: &dyn Disk, dir: &Path) -> Result<Contents> {
     for name in &names {
         match Name::of(name) {
             Name::Fixed => {}
-            Name::Manifest(id) => contents.manifests.push(id),
-            Name::PassedOver(id) => contents.passed_over.push(id),
-            Name::Part { generation } => {
-                contents.generation_max = contents.generation_max.max(generation);
-                contents.parts.push(name.clone());
-            }
+            Name::Manifest(slot) => contents.slots.push(slot),
+            Name::PassedOver => contents.passed_over.push(name.clone()),
+            Name::Segment(segment) => contents.segments.push(segment),
             Name::Temporary => contents.temporaries.push(name.clone()),
             Name::Foreign => contents.foreign.push(name.clone()),
         }
     }
-    contents.manifests.sort_unstable();
     contents.names = names;
     Ok(contents)
 }
@@ -167,7 +169,7 @@ impl Contents {
 
     /// Whether nothing of any snapshot is there.
     fn is_new(&self) -> bool {
-        self.manifests.is_empty() && self.parts.is_empty()
+        self.slots.is_empty() && self.segments.is_empty()
     }
 }
 
@@ -196,8 +198,9 @@ fn check_job(
     let (found, warning) = match read_job(disk, dir) {
         Ok(found) => (found, None),
         Err(error) if matches!(error, Error::Corrupt { .. }) || is_missing(&error) => {
-            let manifests = contents.manifests.iter().rev();
-            let known = manifests.filter_map(|id| read::manifest(disk, dir, *id).ok()).next();
+            let slots = contents.slots.iter();
+            let manifests = slots.filter_map(|slot| read::slot(disk, dir, *slot).ok().flatten());
+            let known = manifests.max_by_key(|manifest| manifest.snapshot);
             let Some(manifest) = known else { return Err(nobodys(dir, error)) };
             let warning =
                 format!("{error}; made anew from the manifest of snapshot {}", manifest.id());
@@ -230,7 +233,7 @@ fn nobodys(dir: &Path, error: Error) -> Error {
 pub(super) fn read_job(disk: &dyn Disk, dir: &Path) -> Result<JobIdentity> {
     let path = dir.join(JOB);
     let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
-    Ok(from_frame(&path, FrameKind::Job, &bytes)?.1)
+    from_whole_frame(&path, FrameKind::Job, &bytes)
 }
 
 /// The first thing that differs.
@@ -279,40 +282,41 @@ fn find_newest(
     dir: &Path,
     job: &JobIdentity,
     contents: &Contents,
+    depth: Depth,
 ) -> Result<Found> {
     let mut found = Found::default();
-    for &id in contents.manifests.iter().rev() {
-        let manifest = read::manifest(disk, dir, id).and_then(|manifest| match &manifest.job {
-            other if other == job => Ok(manifest),
-            other => Err(Error::corrupt(
-                dir.join(manifest_name(id)),
-                0,
-                format!("of another job, '{}'", other.name),
-            )),
-        });
-        let checked = match &manifest {
-            Ok(manifest) if found.newest.is_none() => read::verify_parts(disk, dir, manifest),
-            _ => Ok(()),
-        };
-        match (manifest, checked) {
-            (Ok(manifest), Ok(())) => {
-                found.kept.push_front(Kept::of(&manifest));
-                found.newest.get_or_insert(manifest);
+    let mut manifests = Vec::new();
+    for &slot in &contents.slots {
+        match read::slot(disk, dir, slot) {
+            Ok(None) => _ = found.slots.set(slot, Content::Free),
+            Ok(Some(manifest)) if manifest.job == *job => manifests.push((slot, manifest)),
+            Ok(Some(other)) => {
+                let reason = format!("of another job, '{}'", other.job.name);
+                let error = Error::corrupt(dir.join(manifest_name(slot)), 0, reason);
+                found.skip(slot, None, error)?;
             }
-            (Ok(manifest), Err(error)) => {
-                found.pinned.extend(Kept::of(&manifest).files);
-                found.skip(id, error)?;
-            }
-            (Err(error), _) => {
-                found.unreadable = true;
-                found.skip(id, error)?;
-            }
+            Err(error) => found.skip(slot, None, error)?,
         }
     }
-    for &id in &contents.passed_over {
+    manifests.sort_unstable_by_key(|(_, manifest)| std::cmp::Reverse(manifest.snapshot));
+    for (slot, manifest) in manifests {
+        found.snapshot_max = found.snapshot_max.max(manifest.snapshot);
+        found.generation_max = found.generation_max.max(manifest.generation);
+        let kept = Kept::of(&manifest);
+        if found.newest.is_none()
+            && let Err(error) = read::content(disk, dir, &manifest, depth)
+        {
+            found.pinned.extend(kept.segments);
+            found.skip(slot, Some(manifest.id()), error)?;
+            continue;
+        }
+        found.slots.set(slot, Content::Valid(kept));
+        found.newest.get_or_insert(manifest);
+    }
+    for name in &contents.passed_over {
         // What an unreadable one names is not known, so nothing can be kept for it.
-        if let Ok(manifest) = read::manifest_in(disk, &dir.join(passed_over_name(id)), id) {
-            found.pinned.extend(Kept::of(&manifest).files);
+        if let Ok(Some(manifest)) = read::slot_at(disk, &dir.join(name)) {
+            found.pinned.extend(manifest.segments());
         }
     }
     if found.newest.is_none() && !found.warnings.is_empty() {
@@ -323,9 +327,10 @@ fn find_newest(
 }
 
 impl Found {
-    /// Goes on without a damaged snapshot. What is not damage (no permission, no memory, a newer
-    /// format) is an error: to fall back from it would throw away good work.
-    fn skip(&mut self, id: SnapshotId, error: Error) -> Result<()> {
+    /// Goes on without a damaged snapshot, or with a slot whose snapshot is not known. What is not damage
+    /// (no permission, no memory, a newer format) is an error: to fall back from it would throw
+    /// away good work.
+    fn skip(&mut self, slot: SlotNumber, id: Option<SnapshotId>, error: Error) -> Result<()> {
         let damaged = match &error {
             Error::Corrupt { .. } => true,
             Error::Io { source, .. } => {
@@ -336,34 +341,44 @@ impl Found {
         if !damaged {
             return Err(error);
         }
-        self.skipped.push(id);
-        self.fell_back |= self.newest.is_none();
-        let role = if self.newest.is_some() { "older " } else { "" };
-        self.warnings.push(format!("{role}snapshot {id} cannot be restored: {error}"));
+        self.slots.set(slot, Content::Skipped);
+        self.skipped.push(Skipped(slot));
+        self.fell_back = true;
+        self.warnings.push(match id {
+            Some(id) => format!("snapshot {id} cannot be restored: {error}"),
+            None => {
+                self.unreadable = true;
+                format!("a manifest cannot be read, damaged or cut short by a crash: {error}")
+            }
+        });
         Ok(())
     }
 }
 
-fn table(contents: &Contents, found: &Found) -> Table {
+fn table(disk: &dyn Disk, dir: &Path, contents: &Contents, found: &Found) -> Result<Table> {
     let mut table = Table::default();
-    for name in &contents.parts {
-        let pinned = found.unreadable || found.pinned.contains(name);
-        table.segments.insert(name.clone(), Known { pinned, ..Known::default() });
+    for &segment in &contents.segments {
+        let path = dir.join(segment_name(segment));
+        let capacity_bytes = disk.len(&path).map_err(Error::io("look at", path))?;
+        let pinned = found.unreadable || found.pinned.contains(&segment);
+        table.segments.insert(segment, Known { pinned, capacity_bytes, ..Known::default() });
     }
-    for file in found.kept.iter().flat_map(|kept| &kept.files) {
-        // An older manifest may name a segment that is gone: it was not verified.
-        table.segments.entry(file.clone()).or_default().manifests += 1;
+    for content in found.slots.0.values() {
+        let Content::Valid(kept) = content else { continue };
+        for segment in &kept.segments {
+            // An older manifest may name a segment that is gone: it was not verified.
+            table.segments.entry(*segment).or_default().manifests += 1;
+        }
     }
-    table
+    Ok(table)
 }
 
 fn raise_generation(
     disk: &dyn Disk,
     dir: &Path,
     contents: &Contents,
-    warnings: &mut Vec<String>,
+    found: &mut Found,
 ) -> Result<Generation> {
-    let last_manifest = contents.manifests.last().map_or(0, |id| id.0);
     let before = match read_generation(disk, dir) {
         Err(error) if is_missing(&error) && contents.is_new() => Ok(Generation::default()),
         before => before,
@@ -371,18 +386,19 @@ fn raise_generation(
     let mut next = match before {
         Ok(before) => before,
         Err(error) if matches!(error, Error::Corrupt { .. }) || is_missing(&error) => {
-            warnings.push(format!("{error}; numbers go on {LOST_GENERATION_GAP} further"));
+            let warning = format!("{error}; numbers go on {LOST_GENERATION_GAP} further");
+            found.warnings.push(warning);
             Generation {
-                generation: contents.generation_max + LOST_GENERATION_GAP,
-                first_snapshot: last_manifest + LOST_GENERATION_GAP,
+                generation: found.generation_max + LOST_GENERATION_GAP,
+                first_snapshot: found.snapshot_max + LOST_GENERATION_GAP,
             }
         }
         Err(error) => return Err(error),
     };
-    let used = next.first_snapshot.max(last_manifest);
+    let used = next.first_snapshot.max(found.snapshot_max);
     let skipped = if next.generation == 0 { 1 } else { UNCOMMITTED_SNAPSHOTS_MAX };
     next = Generation {
-        generation: next.generation.max(contents.generation_max) + 1,
+        generation: next.generation.max(found.generation_max) + 1,
         first_snapshot: used + skipped,
     };
     let payload = [next.generation.to_le_bytes(), next.first_snapshot.to_le_bytes()].concat();
@@ -399,7 +415,7 @@ pub(super) fn is_missing(error: &Error) -> bool {
 pub(super) fn read_generation(disk: &dyn Disk, dir: &Path) -> Result<Generation> {
     let path = dir.join(GENERATION);
     let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
-    let (_, payload) = single_frame(&path, FrameKind::Generation, &bytes)?;
+    let (_, payload) = whole_frame(&path, FrameKind::Generation, &bytes)?;
     let numbers: &[u8; 16] =
         payload.try_into().map_err(|_| Error::corrupt(&path, 24, "not two numbers"))?;
     let [generation, first_snapshot] =

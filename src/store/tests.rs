@@ -1,27 +1,36 @@
 //! The store on every disk, and what crashes and damage make of it.
 
+mod book;
 mod bounds;
 mod crash;
 mod damage;
+mod links;
 mod places;
 
 use std::collections::BTreeMap;
 
+use self::book::Book;
 use super::*;
 use crate::disk::{Faults, MemoryDisk, ThreadDisk, UringDisk};
 use crate::error::Error;
-use crate::id::KeyGroup;
+use crate::id::{KeyGroup, SegmentId};
+use crate::state::StateWriter;
 
 const DIR: &str = "/snapshots";
-/// Room for two parts, so that short runs change segments too.
-const SEGMENT_BYTES: u64 = 8 << 10;
+/// Room for one part or two, so that short runs change segments too.
+const SEGMENT_BYTES: u64 = 12 << 10;
 
 fn job() -> JobIdentity {
     JobIdentity { name: "count".into(), fingerprint: "source\ncount\nsink".into() }
 }
 
 fn limits() -> StoreLimits {
-    StoreLimits { retention: 2, segment_bytes: SEGMENT_BYTES }
+    StoreLimits {
+        retention: 2,
+        segment_bytes: SEGMENT_BYTES,
+        segment_bytes_max: SEGMENT_BYTES,
+        verify_pages: false,
+    }
 }
 
 fn try_open(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Opened> {
@@ -41,17 +50,17 @@ fn state(id: SnapshotId, worker: usize) -> Vec<u8> {
     format!("state of worker {worker} in snapshot {id};").into_bytes().repeat(6)
 }
 
-/// A store and two writers, as a running job has them.
+/// A store and two writers with a table each, as a running job has them.
 struct Running {
     store: Store,
     writers: Vec<PartWriter>,
+    books: Vec<Book>,
 }
 
 impl Running {
     fn start(store: Store) -> Result<Self> {
-        let writers = (0..2).map(|worker| store.writer(WorkerId(worker), Attempt(1)));
-        let writers = writers.collect::<Result<_>>()?;
-        Ok(Self { store, writers })
+        let writers = (0..2).map(|_| store.writer()).collect::<Result<_>>()?;
+        Ok(Self { store, writers, books: [0, 64].map(Book::of).into() })
     }
 
     /// Writes and commits one snapshot, then collects.
@@ -69,13 +78,33 @@ impl Running {
         }
     }
 
+    /// Changes a page of each table and writes the parts.
     fn write(&mut self, id: SnapshotId) -> Result<Vec<PartRef>> {
+        let mut finished = Ok(());
         for (worker, writer) in self.writers.iter_mut().enumerate() {
+            let book = &mut self.books[worker];
+            book.change(id.0 as u32 % 4, &state(id, worker));
             writer.begin(id);
             append_state(writer, id, worker);
-            writer.finish()?;
+            book.write(writer);
+            finished = finished.and(writer.finish());
         }
-        self.writers.iter_mut().map(|writer| wait(writer).remove(0).1).collect()
+        let mut parts = Vec::new();
+        for (writer, book) in self.writers.iter_mut().zip(&mut self.books) {
+            let written = wait(writer);
+            book.lose(&writer.take_lost());
+            parts.extend(written.into_iter().map(|written| written.result));
+        }
+        finished?;
+        parts.into_iter().collect()
+    }
+
+    /// Waits for whatever is with the disk, and tells tables what was lost.
+    fn settle(&mut self) {
+        for (writer, book) in self.writers.iter_mut().zip(&mut self.books) {
+            drop(wait(writer));
+            book.lose(&writer.take_lost());
+        }
     }
 
     fn manifest(&self, id: SnapshotId, parts: Vec<PartRef>) -> Manifest {
@@ -95,16 +124,16 @@ impl Running {
 }
 
 fn append_state(writer: &mut PartWriter, id: SnapshotId, worker: usize) {
-    writer.append("count", StateSlot::KeyGroup(KeyGroup(worker as u32)), 3, &state(id, worker));
-    writer.append_with("source", StateSlot::Split(worker as u32), 1, |out| {
-        out.extend_from_slice(&id.0.to_le_bytes());
-    });
+    writer.enter("count");
+    writer.write(StateSlot::KeyGroup(KeyGroup(worker as u32)), 3, &state(id, worker));
+    writer.enter("source");
+    writer.write(StateSlot::Split(worker as u32), 1, &id.0.to_le_bytes());
 }
 
 /// Polls until nothing is in flight.
-fn wait(writer: &mut PartWriter) -> Vec<(SnapshotId, Result<PartRef>)> {
+fn wait(writer: &mut PartWriter) -> Vec<Written> {
     let mut parts = Vec::new();
-    while writer.in_flight() > 0 {
+    while writer.is_waiting() {
         parts.extend(writer.poll());
         std::thread::yield_now();
     }
@@ -114,15 +143,21 @@ fn wait(writer: &mut PartWriter) -> Vec<(SnapshotId, Result<PartRef>)> {
 /// Checks that the state in the manifest is all of that snapshot.
 fn check_state(store: &Store, manifest: &Manifest) {
     let id = manifest.id();
-    let entries = store.load(manifest).unwrap();
-    assert_eq!(entries.len(), 4);
-    for (worker, pair) in entries.chunks(2).enumerate() {
+    let loaded = store.load(manifest).unwrap();
+    assert_eq!(loaded.pieces.len(), 4);
+    for (worker, pair) in loaded.pieces.chunks(2).enumerate() {
         let slot = StateSlot::KeyGroup(KeyGroup(worker as u32));
         let bytes = state(id, worker);
         assert_eq!(pair[0], StateEntry { operator: "count".into(), slot, schema: 3, bytes });
         let (slot, bytes) = (StateSlot::Split(worker as u32), id.0.to_le_bytes().to_vec());
         assert_eq!(pair[1], StateEntry { operator: "source".into(), slot, schema: 1, bytes });
     }
+    let [(operator, 7, pages)] = &loaded.pages[..] else { panic!("{:?}", loaded.pages.len()) };
+    assert_eq!(operator, "table");
+    let newest = pages.iter().map(|page| book::text(&*loaded.source, page));
+    let expected: Vec<_> = (0..2).map(|worker| state(id, worker)).collect();
+    let newest: Vec<_> = newest.filter(|text| expected.contains(text)).collect();
+    assert!(!newest.is_empty(), "a page was changed for each snapshot");
 }
 
 /// A medium on which a job ran for this many snapshots and stopped.
@@ -162,7 +197,7 @@ fn what_was_committed_is_restored_on_every_disk() {
         assert_eq!(show(&*disk, &dir, newest.id()).unwrap(), newest);
         let report = verify(&*disk, &dir).unwrap();
         assert!(report.is_whole(), "{:?}", report.problems);
-        assert_eq!(report.snapshots.len(), 2);
+        assert_eq!(report.snapshots.len(), 3, "two, and the one to be overwritten");
         assert_eq!((report.job, report.generation), (Some(job()), Some(2)));
     }
 }
@@ -185,20 +220,26 @@ fn parts_of_several_snapshots_are_built_side_by_side() {
     let (first, second) = (SnapshotId(1), SnapshotId(2));
     let writer = &mut running.writers[0];
     writer.begin(first);
-    writer.append("a", StateSlot::Task(0), 1, b"first");
+    writer.enter("a");
+    writer.write(StateSlot::Task(0), 1, b"first");
     writer.begin(second);
-    writer.append("a", StateSlot::Task(0), 1, b"second");
+    writer.enter("a");
+    writer.write(StateSlot::Task(0), 1, b"second");
     writer.begin(first);
-    writer.append("b", StateSlot::Task(1), 1, b"more of the first");
+    writer.enter("b");
+    writer.write(StateSlot::Task(1), 1, b"more of the first");
     writer.finish().unwrap();
     writer.finish().unwrap();
     let parts = wait(writer);
-    assert_eq!(parts.iter().map(|part| part.0).collect::<Vec<_>>(), [first, second]);
-    let parts: Vec<PartRef> = parts.into_iter().map(|part| part.1.unwrap()).collect();
+    assert_eq!(parts.iter().map(|part| part.snapshot).collect::<Vec<_>>(), [first, second]);
+    let parts: Vec<PartRef> = parts.into_iter().map(|part| part.result.unwrap()).collect();
     assert!(parts.iter().all(|part| part.offset.is_multiple_of(4096)));
     let manifest = running.manifest(first, vec![parts[0].clone()]);
     let entries = running.store.load(&manifest).unwrap();
-    assert_eq!(entries.iter().map(|entry| entry.operator.as_str()).collect::<String>(), "ab");
+    assert_eq!(
+        entries.pieces.iter().map(|entry| entry.operator.as_str()).collect::<String>(),
+        "ab"
+    );
 }
 
 #[test]
@@ -207,8 +248,8 @@ fn a_worker_without_state_has_an_empty_part() {
     let mut running = Running::start(open(&disk).store).unwrap();
     running.writers[0].begin(SnapshotId(1));
     running.writers[0].finish().unwrap();
-    let part = wait(&mut running.writers[0]).remove(0).1.unwrap();
-    assert_eq!((part.bytes, part.frames), (0, 0));
+    let part = wait(&mut running.writers[0]).remove(0).result.unwrap();
+    assert_eq!(part, PartRef::default());
     let manifest = running.manifest(SnapshotId(1), vec![part]);
     running.store.commit(&manifest).unwrap();
     drop(running);

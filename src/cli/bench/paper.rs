@@ -14,6 +14,7 @@ use tidegate::operator::sink::Folded;
 use tidegate::workload::paper::expected_checksum;
 
 use super::latency::{self, Latency};
+use super::phases::{Phases, WrittenBytes};
 use super::place::{self, Place};
 use crate::cli::duration;
 use crate::cli::exit::{self, Failure};
@@ -85,9 +86,8 @@ struct Numbers {
     snapshots_aborted: u64,
     snapshot_ms_p50: Option<f64>,
     snapshot_ms_p99: Option<f64>,
-    capture_us_p50: Option<f64>,
-    capture_us_p99: Option<f64>,
-    capture_us_max: Option<f64>,
+    phases_us: Phases,
+    written_bytes: WrittenBytes,
     peak_rss_bytes: Option<u64>,
     #[serde(flatten)]
     latency: Latency,
@@ -154,7 +154,7 @@ impl Paper {
 
 fn numbers(arguments: &Paper, config: &Config, report: &Report) -> Numbers {
     let seconds = report.elapsed.as_secs_f64();
-    let (snapshot_ns, capture_ns) = (&report.snapshot_ns, &report.capture_ns);
+    let snapshot_ns = &report.snapshot_ns;
     let interval_ms = config.snapshots.as_ref().map(|s| s.interval.as_secs_f64() * 1e3);
     Numbers {
         records: arguments.records(),
@@ -174,9 +174,8 @@ fn numbers(arguments: &Paper, config: &Config, report: &Report) -> Numbers {
         snapshots_aborted: report.cadence.aborted,
         snapshot_ms_p50: quantile(snapshot_ns, 0.5, 1e6),
         snapshot_ms_p99: quantile(snapshot_ns, 0.99, 1e6),
-        capture_us_p50: quantile(capture_ns, 0.5, 1e3),
-        capture_us_p99: quantile(capture_ns, 0.99, 1e3),
-        capture_us_max: quantile(capture_ns, 1.0, 1e3),
+        phases_us: Phases::of(report),
+        written_bytes: WrittenBytes::of(report),
         peak_rss_bytes: None,
         latency: Latency::default(),
     }
@@ -188,5 +187,9 @@ fn print(arguments: &Paper, numbers: &Numbers, report: &Report) -> Result<(), Fa
     }
     let line = summary::line(report, "records");
     let latency = numbers.latency.text();
-    summary::print(&format!("{line}\n{latency}checksum {}\n", numbers.checksum))
+    let mut phases = String::new();
+    if report.cadence.completed > 0 {
+        phases = numbers.phases_us.text() + &numbers.written_bytes.text();
+    }
+    summary::print(&format!("{line}\n{latency}{phases}checksum {}\n", numbers.checksum))
 }

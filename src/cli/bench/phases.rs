@@ -3,27 +3,59 @@
 
 use std::collections::BTreeMap;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use tidegate::engine::Report;
 
 use super::latency::Quantiles;
 
-/// The phases, in the order in which a snapshot goes through them. In JSON an object by name.
+/// The phases, in the order in which a snapshot goes through them, and all of them together; see
+/// [`tidegate::phases`]. In JSON an object by name.
 pub struct Phases(Vec<(&'static str, Quantiles)>);
 
 impl Phases {
     /// Those of `report`; all are in ns there.
     pub fn of(report: &Report) -> Self {
-        let phases: [(&'static str, &Histogram<u64>); 2] =
-            [("capture", &report.capture_ns), ("snapshot", &report.snapshot_ns)];
-        Self(phases.map(|(name, histogram)| (name, Quantiles::of(histogram))).into())
+        let timed = report.phases.named().filter_map(|(name, histogram)| {
+            let name = name.strip_suffix("_ns")?;
+            // Of captures every one was measured, not the longest of each snapshot only.
+            Some((name, if name == "capture" { &report.capture_ns } else { histogram }))
+        });
+        let all = timed.chain([("snapshot", &report.snapshot_ns)]);
+        Self(all.map(|(name, histogram)| (name, Quantiles::of(histogram))).collect())
     }
 
     /// A row for each.
     pub fn text(&self) -> String {
         let rows = self.0.iter().map(|(name, quantiles)| quantiles.row(name));
         std::iter::once(Quantiles::head("us")).chain(rows).collect()
+    }
+}
+
+/// Bytes written for snapshots: pages, and the indices that list them.
+#[derive(Serialize)]
+pub struct WrittenBytes {
+    p50: Option<u64>,
+    p99: Option<u64>,
+    max: Option<u64>,
+    /// Of all snapshots that were completed, to three digits.
+    total: u64,
+}
+
+impl WrittenBytes {
+    /// Those of `report`.
+    pub fn of(report: &Report) -> Self {
+        let named = report.phases.named().find(|(name, _)| *name == "written_bytes");
+        let (_, histogram) = named.expect("it is one of the values of a snapshot");
+        let at = |share: f64| (!histogram.is_empty()).then(|| histogram.value_at_quantile(share));
+        let total = histogram.mean() * histogram.len() as f64;
+        Self { p50: at(0.5), p99: at(0.99), max: at(1.0), total: total as u64 }
+    }
+
+    /// A line for a person; empty where there were no snapshots.
+    pub fn text(&self) -> String {
+        let Some((p50, p99)) = self.p50.zip(self.p99) else { return String::new() };
+        let kib = |bytes: u64| bytes as f64 / 1024.0;
+        format!("written for a snapshot: p50 {:.1} KiB, p99 {:.1} KiB\n", kib(p50), kib(p99))
     }
 }
 

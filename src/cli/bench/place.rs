@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use tidegate::engine::memory;
 use tidegate::error::Error;
 
 use crate::cli::exit::Failure;
 use crate::cli::settings::ModeName;
-use crate::cli::summary;
 
 /// A directory for snapshots.
 pub enum Place {
@@ -59,7 +59,7 @@ fn refuse_used(directory: &Path) -> Result<(), Failure> {
 /// of which those that `occur` take `state_bytes` each, and all of them `other_bytes`.
 pub fn refuse_keys(keys: u64, occur: u64, [state, other]: [u64; 2]) -> Result<(), Failure> {
     let bytes = keys.saturating_mul(other).saturating_add(occur.saturating_mul(state));
-    let available = summary::available_bytes().filter(|available| bytes > *available);
+    let available = memory::available_bytes().filter(|available| bytes > *available);
     let Some(available) = available else { return Ok(()) };
     Err(Failure::Engine(Error::Config {
         setting: "keys".into(),

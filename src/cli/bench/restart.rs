@@ -77,9 +77,9 @@ impl GoneOn {
     }
 }
 
-/// When all state was there again. The engine does not say yet: it loads all before the first record.
-fn caught_up_ms(_report: &Report) -> Option<f64> {
-    None
+/// When all state was in memory again. `None`: the run ended before.
+fn caught_up_ms(report: &Report) -> Option<f64> {
+    Some(report.loaded?.as_secs_f64() * 1e3)
 }
 
 /// Runs the second process from the snapshots in `directory`.

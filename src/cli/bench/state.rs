@@ -17,7 +17,7 @@ use tidegate::workload::ranks::RANKS_MAX;
 use tidegate::workload::updates::{Draw, Skew};
 
 use super::latency::{self, Latency};
-use super::phases::Phases;
+use super::phases::{Phases, WrittenBytes};
 use super::place::{self, Place};
 use super::restart::{self, GoneOn, Restart};
 use crate::cli::duration;
@@ -127,6 +127,7 @@ struct Numbers {
     /// What the newest snapshot on disk holds.
     snapshot_bytes: Option<u64>,
     phases_us: Phases,
+    written_bytes: WrittenBytes,
     state_bytes: u64,
     /// Resident before the job, its draws included.
     rss_bytes_before: Option<u64>,
@@ -272,6 +273,7 @@ fn numbers(arguments: &State, config: &Config, report: &Report) -> Numbers {
         snapshot_ms_p99: quantile(&report.snapshot_ns, 0.99, 1e6),
         snapshot_bytes: None,
         phases_us: Phases::of(report),
+        written_bytes: WrittenBytes::of(report),
         state_bytes: arguments.keys * (KEY_BYTES + arguments.value_bytes) as u64,
         rss_bytes_before: None,
         peak_rss_bytes: None,
@@ -305,6 +307,7 @@ fn print(arguments: &State, numbers: &Numbers, report: &Report) -> Result<(), Fa
             mib(numbers.snapshot_bytes.unwrap_or(0)),
         ));
         text.push_str(&numbers.phases_us.text());
+        text.push_str(&numbers.written_bytes.text());
     }
     text.push_str(&numbers.latency.text());
     if let Some((before, peak)) = numbers.rss_bytes_before.zip(numbers.peak_rss_bytes) {

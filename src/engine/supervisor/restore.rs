@@ -5,6 +5,7 @@
 //! - Every piece of state in the snapshot is taken by a task, or the restore fails.
 
 use super::*;
+use crate::engine::memory;
 
 /// Inside the snapshot directory.
 const SPILL_DIRECTORY: &str = "spill";
@@ -32,9 +33,10 @@ impl Supervisor<'_> {
         self.attempt = Attempt(self.attempt.0 + 1);
         let first = self.store.as_ref().map_or(SnapshotId(1), Store::next_snapshot);
         let first = first.max(self.coordinator.next_snapshot());
-        let entries = self.newest.is_some().then(|| self.load()).transpose()?;
-        self.recover_sinks(entries.as_deref())?;
-        self.plan_for(entries.as_deref().unwrap_or_default());
+        let loaded = self.newest.is_some().then(|| self.load()).transpose()?;
+        let pieces = loaded.as_ref().map(|loaded| &loaded.pieces[..]);
+        self.recover_sinks(pieces)?;
+        self.plan_for(pieces.unwrap_or_default());
         let instance = Instance {
             disk: self.disk.clone(),
             attempt: self.attempt,
@@ -45,8 +47,9 @@ impl Supervisor<'_> {
             records: self.handle.records.clone(),
         };
         let mut tasks = self.plan.instantiate(self.graph, &instance)?;
-        if let Some(entries) = &entries {
-            self.restore(&mut tasks, entries)?;
+        if let Some(loaded) = &loaded {
+            refuse_larger_than_memory(loaded)?;
+            self.restore(&mut tasks, loaded)?;
             let id = self.newest.as_ref().map_or(SnapshotId(0), Manifest::id);
             notice(Notice::Restored(id));
         }
@@ -54,12 +57,16 @@ impl Supervisor<'_> {
         self.proven_from = None;
         self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
         self.commands.clear();
+        self.draining.clear();
         let mut workers = Vec::new();
         for (index, tasks) in tasks.into_iter().enumerate() {
             let (sender, receiver) = channel();
             let id = WorkerId(index);
             let store = self.store.as_ref();
-            let parts = store.map(|store| store.writer(id, self.attempt)).transpose()?;
+            let parts = store.map(Store::writer).transpose()?;
+            let draining = Arc::new(AtomicBool::new(false));
+            self.draining.push(draining.clone());
+            let parts = parts.map(|parts| (parts, draining));
             let events = self.events.0.clone();
             workers.push(Worker::new((id, self.attempt), tasks, parts, receiver, events));
             self.commands.push(sender);
@@ -96,11 +103,10 @@ impl Supervisor<'_> {
         Ok(spill)
     }
 
-    pub(super) fn load(&self) -> Result<Vec<StateEntry>> {
-        let (Some(store), Some(newest)) = (&self.store, &self.newest) else {
-            return Ok(Vec::new());
-        };
-        store.load(newest)
+    /// What the newest snapshot holds.
+    pub(super) fn load(&self) -> Result<Loaded> {
+        let newest = self.newest.as_ref().expect("there is a snapshot");
+        self.store.as_ref().expect("it is in a directory").load(newest)
     }
 
     pub(super) fn recover_sinks(&mut self, entries: Option<&[StateEntry]>) -> Result<()> {
@@ -130,43 +136,85 @@ impl Supervisor<'_> {
             .replace('\n', " ")
     }
 
-    /// Gives each piece of state to the tasks that own it now.
-    fn restore(&self, tasks: &mut [Vec<Task>], entries: &[StateEntry]) -> Result<()> {
-        // Operator name -> (worker, place in the worker, subtask) of its tasks.
-        let mut homes: BTreeMap<&str, Vec<(usize, usize, usize)>> = BTreeMap::new();
-        let mut places = vec![0; self.plan.workers];
-        for planned in &self.plan.tasks {
-            let worker = planned.worker.0;
-            for operator in self.plan.chain(self.graph, planned.head) {
-                let home = (worker, places[worker], planned.subtask);
-                homes.entry(&self.graph.operators[operator].name).or_default().push(home);
-            }
-            places[worker] += 1;
-        }
-        for StateEntry { operator, slot, schema, bytes } in entries {
+    /// Gives each piece of state, and the pages of each table, to the tasks that own them now.
+    fn restore(&self, tasks: &mut [Vec<Task>], loaded: &Loaded) -> Result<()> {
+        let homes = self.homes();
+        let homes_of = |operator: &String| {
             let user = operator.split('#').next().unwrap_or(operator);
-            let homes = homes.get(user).ok_or_else(|| Error::State {
+            homes.get(user).ok_or_else(|| Error::State {
                 operator: operator.clone(),
                 reason: "the job has no such operator".into(),
-            })?;
+            })
+        };
+        let refuse = |operator: &String, what: String| Error::State {
+            operator: operator.clone(),
+            reason: format!("no task of the job takes its {what}"),
+        };
+        for StateEntry { operator, slot, schema, bytes } in &loaded.pieces {
             let mut taken = false;
-            for &(worker, place, subtask) in homes {
+            let homes = homes_of(operator)?;
+            for home in homes {
                 let owns = match slot {
-                    StateSlot::KeyGroup(group) => group.owner(homes.len()) == subtask,
-                    StateSlot::Split(split) => *split as usize % homes.len() == subtask,
+                    StateSlot::KeyGroup(group) => group.owner(homes.len()) == home.subtask,
+                    StateSlot::Split(split) => *split as usize % homes.len() == home.subtask,
                     StateSlot::Task(_) => true,
                 };
                 if owns {
-                    taken |= tasks[worker][place].restore(operator, *slot, *schema, bytes)?;
+                    let task = &mut tasks[home.worker][home.place];
+                    taken |= task.restore(operator, *slot, *schema, bytes)?;
                 }
             }
             if !taken {
-                return Err(Error::State {
-                    operator: operator.clone(),
-                    reason: format!("no task of the job takes its {slot:?}"),
-                });
+                return Err(refuse(operator, format!("{slot:?}")));
+            }
+        }
+        for (operator, schema, pages) in &loaded.pages {
+            let mut taken = false;
+            for home in homes_of(operator)? {
+                let task = &mut tasks[home.worker][home.place];
+                taken |= task.restore_pages(operator, *schema, pages, &loaded.source)?;
+            }
+            if !taken {
+                return Err(refuse(operator, "pages".into()));
             }
         }
         Ok(())
     }
+
+    /// Where the tasks of each operator are.
+    fn homes(&self) -> BTreeMap<&str, Vec<Home>> {
+        let mut homes: BTreeMap<&str, Vec<Home>> = BTreeMap::new();
+        let mut places = vec![0; self.plan.workers];
+        for planned in &self.plan.tasks {
+            let (worker, subtask) = (planned.worker.0, planned.subtask);
+            for operator in self.plan.chain(self.graph, planned.head) {
+                let home = Home { worker, place: places[worker], subtask };
+                homes.entry(&self.graph.operators[operator].name).or_default().push(home);
+            }
+            places[worker] += 1;
+        }
+        homes
+    }
+}
+
+/// Where a task is: on which worker, at which place there, and which of its operator's tasks it is.
+struct Home {
+    worker: usize,
+    place: usize,
+    subtask: usize,
+}
+
+/// State that memory has no room for is refused before any of it is read.
+fn refuse_larger_than_memory(loaded: &Loaded) -> Result<()> {
+    let pages = loaded.pages.iter().flat_map(|(_, _, pages)| pages);
+    let state: u64 = pages.map(|page| u64::from(page.bytes)).sum();
+    let Some(available) = memory::available_bytes().filter(|available| state > *available) else {
+        return Ok(());
+    };
+    Err(Error::Limit {
+        what: format!("the state of the job, {} MiB,", state >> 20),
+        limit: format!("{} MiB of memory that is available", available >> 20),
+        remedy: "run it on a machine with more memory, or end what else takes memory on this one"
+            .into(),
+    })
 }

@@ -5,7 +5,11 @@ use super::*;
 /// Opens after a crash and checks that the newest snapshot is one of these, whole.
 fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
     let opened = open(disk);
-    assert_eq!(opened.warnings, Vec::<String>::new(), "{story}");
+    // A slot that was being overwritten may be torn, and nothing but that.
+    assert!(opened.warnings.len() <= 1, "{story}: {:?}", opened.warnings);
+    let is_slot = |warning: &String| warning.contains("manifest-") && warning.contains("cut short");
+    assert!(opened.warnings.iter().all(is_slot), "{story}: {:?}", opened.warnings);
+    let is_torn = !opened.warnings.is_empty();
     let found = opened.newest.as_ref().map_or(0, |manifest| manifest.snapshot);
     assert!(allowed.contains(&found), "{story}: snapshot {found} instead of {allowed:?}");
     if let Some(manifest) = &opened.newest {
@@ -13,7 +17,7 @@ fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
         assert!(opened.store.next_snapshot() > manifest.id());
     }
     let report = verify(disk, Path::new(DIR)).unwrap();
-    assert!(report.is_whole(), "{story}: {:?}", report.problems);
+    assert_eq!(report.is_whole(), !is_torn, "{story}: {:?}", report.problems);
     found
 }
 
@@ -144,8 +148,7 @@ fn random_faults_never_lose_a_committed_snapshot() {
                 Err(_) => break,
             }
             let _ = running.store.collect();
-            // A worker of which one part failed may still have the other's.
-            running.writers.iter_mut().for_each(|writer| drop(wait(writer)));
+            running.settle();
         }
         disk.crash();
         let opened = open(&disk);

@@ -1,6 +1,7 @@
 //! Bits flipped, files cut, files gone: detected, explained, and survived where that is possible.
 
 use super::*;
+use crate::state::PageEntry;
 
 fn flip(disk: &MemoryDisk, name: &str, bit: u64) {
     let file = disk.open(&Path::new(DIR).join(name)).unwrap();
@@ -14,54 +15,82 @@ fn names(disk: &MemoryDisk) -> Vec<String> {
     disk.list(Path::new(DIR)).unwrap()
 }
 
-/// The bytes of a segment that some manifest names.
-fn is_named(infos: &[SnapshotInfo], name: &str, byte: u64) -> Vec<u64> {
-    let names = |part: &&PartRef| {
-        part.file == name && (part.offset..part.offset + part.bytes).contains(&byte)
-    };
-    let naming = infos.iter().filter(|info| {
-        info.manifest.as_ref().is_some_and(|manifest| manifest.parts.iter().any(|p| names(&p)))
-    });
-    naming.map(|info| info.snapshot).collect()
+/// The slot that holds a snapshot.
+fn slot_of(disk: &MemoryDisk, id: SnapshotId) -> String {
+    let infos = list(disk, Path::new(DIR)).unwrap();
+    infos.into_iter().find(|info| info.snapshot == Some(id.0)).expect("it is there").file
+}
+
+/// Bytes of segments, by name, that some snapshot in the directory needs.
+fn needed(disk: &MemoryDisk, store: &Store) -> Vec<(String, std::ops::Range<u64>)> {
+    let mut ranges = Vec::new();
+    for info in list(disk, Path::new(DIR)).unwrap() {
+        let manifest = info.manifest.unwrap();
+        let name = |segment: u32| format!("segment-{segment}");
+        for (_, _, pages) in store.load(&manifest).unwrap().pages {
+            ranges.extend(pages.iter().map(|page| {
+                let from = page.place.offset;
+                (name(page.place.segment.0), from..from + u64::from(page.bytes))
+            }));
+        }
+        for part in &manifest.parts {
+            let mut link = Some(index::Link::of(part, manifest.id()));
+            while let Some(index) = link {
+                ranges.push((name(index.segment), index.offset..index.offset + index.bytes));
+                link = chain::before(disk, Path::new(DIR), manifest.id(), index).unwrap();
+            }
+        }
+    }
+    ranges
 }
 
 #[test]
 fn every_flipped_bit_of_a_directory_is_detected_or_lies_where_nothing_is() {
     let (disk, newest) = after_snapshots(1, 3);
-    let infos = list(&disk, Path::new(DIR)).unwrap();
-    let older = SnapshotId(infos[infos.len() - 2].snapshot);
+    let older = SnapshotId(newest.0 - 1);
+    let needed = needed(&disk, &open(&disk).store);
     for name in names(&disk) {
         if name == "LOCK" {
             continue;
         }
         let length = disk.len(&Path::new(DIR).join(&name)).unwrap();
-        let is_part = name.ends_with(".part");
+        let manifest = disk.read(&Path::new(DIR).join(&name)).unwrap();
+        // Behind a manifest its slot has zeros.
+        let used = 16 * (1 + manifest.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64 / 16);
         for byte in 0..length {
-            let named = if is_part { is_named(&infos, &name, byte) } else { vec![0] };
-            // Free space is many and alike: every bit of every 97th byte stands for it.
-            if named.is_empty() && byte % 97 != 0 {
+            let is_needed = match name.as_str() {
+                segment if segment.starts_with("segment-") => {
+                    needed.iter().any(|(name, range)| name == segment && range.contains(&byte))
+                }
+                _ => byte < used || !name.starts_with("manifest-"),
+            };
+            // Free space is much and alike, and so are pages: every bit of a few bytes stands for it.
+            if byte % if is_needed { 7 } else { 497 } != 0 {
                 continue;
             }
             for bit in byte * 8..byte * 8 + 8 {
                 flip(&disk, &name, bit);
                 let report = verify(&disk, Path::new(DIR)).unwrap();
-                assert_eq!(report.is_whole(), named.is_empty(), "{name} bit {bit}");
+                assert_eq!(report.is_whole(), !is_needed, "{name} bit {bit}");
                 flip(&disk, &name, bit);
             }
         }
     }
     // What an open makes of it, by kind of file.
-    let manifest = format!("snapshot-{newest:0>20}.manifest", newest = newest.0);
-    let part = infos.last().unwrap().manifest.as_ref().unwrap().parts[0].clone();
-    for bit in 0..disk.len(&Path::new(DIR).join(&manifest)).unwrap() * 8 {
+    let manifest = slot_of(&disk, newest);
+    let part = show(&disk, Path::new(DIR), newest).unwrap().parts[0].clone();
+    let used = disk.read(&Path::new(DIR).join(&manifest)).unwrap();
+    let used = used.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    for bit in (0..used * 8).step_by(3) {
         flip(&disk, &manifest, bit);
         check_fallback(&disk, older, &manifest);
         flip(&disk, &manifest, bit);
     }
-    for bit in part.offset * 8..(part.offset + part.bytes) * 8 {
-        flip(&disk, &part.file, bit);
-        check_fallback(&disk, older, &part.file);
-        flip(&disk, &part.file, bit);
+    let segment = format!("segment-{}", part.segment);
+    for bit in (part.offset * 8..(part.offset + part.bytes) * 8).step_by(3) {
+        flip(&disk, &segment, bit);
+        check_fallback(&disk, older, &segment);
+        flip(&disk, &segment, bit);
     }
     let before = disk.read(&Path::new(DIR).join("JOB")).unwrap();
     for bit in 0..before.len() as u64 * 8 {
@@ -102,7 +131,7 @@ fn whose_a_directory_is_the_manifests_say_too() {
     assert!(open(&disk).warnings.is_empty());
 
     flip(&disk, "JOB", 400);
-    for name in names(&disk).iter().filter(|name| name.ends_with(".manifest")) {
+    for name in names(&disk).iter().filter(|name| name.starts_with("manifest-")) {
         flip(&disk, name, 400);
     }
     let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
@@ -123,37 +152,67 @@ fn check_fallback(disk: &MemoryDisk, expected: SnapshotId, file: &str) {
 }
 
 #[test]
-fn a_torn_newest_manifest_falls_back_with_a_message_and_stays_as_evidence() {
+fn a_torn_newest_manifest_falls_back_with_a_message_and_is_kept_as_evidence() {
     let (disk, newest) = after_snapshots(1, 3);
-    let name = format!("snapshot-{:020}.manifest", newest.0);
+    let name = slot_of(&disk, newest);
     let path = Path::new(DIR).join(&name);
     let length = disk.len(&path).unwrap();
-    for kept in [0, 1, 47, 48, length / 2, length - 1] {
+    for kept in [0, 1, 47, 48, 300] {
         let (disk, _) = after_snapshots(1, 3);
-        disk.open(&path).unwrap().set_len(kept).unwrap();
+        let file = disk.open(&path).unwrap();
+        file.set_len(kept).unwrap();
+        file.set_len(length).unwrap();
+        if kept == 0 {
+            file.write_all_at(b"not a manifest", 0).unwrap();
+        }
+        let torn = disk.read(&path).unwrap();
         check_fallback(&disk, SnapshotId(newest.0 - 1), &name);
-        let parts = names(&disk).iter().filter(|name| name.ends_with(".part")).count();
-        let mut running = Running::start(open(&disk).store).unwrap();
+        let mut opened = open(&disk);
+        assert!(opened.fell_back);
+        opened.store.put_aside(&opened.skipped).unwrap();
+        let aside = names(&disk).into_iter().find(|name| name.ends_with(".passed-over")).unwrap();
+        let mut running = Running::start(opened.store).unwrap();
         running.snapshots(6);
-        assert!(names(&disk).contains(&name), "what is damaged is not deleted");
-        let now = names(&disk).iter().filter(|name| name.ends_with(".part")).count();
-        assert!(now >= parts, "nor is what it may have named");
         drop(running);
+        assert_eq!(disk.read(&Path::new(DIR).join(aside)).unwrap(), torn, "evidence stays");
         let opened = open(&disk);
-        assert!(opened.warnings[0].contains("older snapshot"), "{:?}", opened.warnings);
+        assert_eq!(opened.warnings, Vec::<String>::new(), "it is told once");
         assert!(opened.newest.unwrap().id() > newest);
     }
 }
 
 #[test]
-fn a_missing_segment_falls_back_and_without_any_whole_snapshot_the_open_is_refused() {
+fn until_it_was_put_aside_a_slot_that_cannot_be_read_is_not_overwritten() {
     let (disk, newest) = after_snapshots(1, 3);
-    let of = |id: SnapshotId| show(&disk, Path::new(DIR), id).unwrap().parts[0].file.clone();
-    let (older, newer) = (of(SnapshotId(newest.0 - 1)), of(newest));
-    assert_ne!(older, newer, "two parts fill a segment");
-    disk.remove(&Path::new(DIR).join(&newer)).unwrap();
+    let name = slot_of(&disk, newest);
+    flip(&disk, &name, 400);
+    let before = disk.read(&Path::new(DIR).join(&name)).unwrap();
+    let segments = |disk| names(disk).iter().filter(|name| name.starts_with("segment-")).count();
+    let count = segments(&disk);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(6);
+    assert_eq!(disk.read(&Path::new(DIR).join(&name)).unwrap(), before);
+    assert!(segments(&disk) >= count, "nor is what it may have named deleted");
+}
+
+#[test]
+fn a_missing_segment_falls_back_and_without_any_whole_snapshot_the_open_is_refused() {
+    let disk = MemoryDisk::new(1);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(2);
+    let old: Vec<String> = names(&disk);
+    running.writers = vec![running.store.writer().unwrap(), running.store.writer().unwrap()];
+    running.books.iter_mut().for_each(Book::forget);
+    let newest = running.snapshot().unwrap();
+    let part = show(&disk, Path::new(DIR), newest).unwrap().parts[0].clone();
+    let segment = format!("segment-{}", part.segment);
+    assert!(!old.contains(&segment), "a new writer has segments of its own");
+    drop(running);
+    disk.remove(&Path::new(DIR).join(&segment)).unwrap();
     assert_eq!(open(&disk).newest.unwrap().id().0, newest.0 - 1);
-    disk.remove(&Path::new(DIR).join(&older)).unwrap();
+    for name in names(&disk).iter().filter(|name| name.starts_with("segment-")) {
+        disk.remove(&Path::new(DIR).join(name)).unwrap();
+    }
     let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
     let Error::NothingToRestore { reason, .. } = &error else { panic!("{error}") };
     assert!(
@@ -163,17 +222,76 @@ fn a_missing_segment_falls_back_and_without_any_whole_snapshot_the_open_is_refus
     assert!(!error.is_retryable());
 }
 
+/// A link in the middle of the chain is damaged: what is newer cannot be restored, what is older can.
+#[test]
+fn a_missing_link_falls_back_behind_it() {
+    let disk = MemoryDisk::new(1);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(2);
+    let older = running.store.slots.newest().unwrap();
+    let (mut writers, id) = (std::mem::take(&mut running.writers), SnapshotId(older.0 + 1));
+    // An index that is in no manifest, and one that goes on from it.
+    let mut lost_link = None;
+    for id in [id, id.next()] {
+        let parts: Vec<PartRef> = writers
+            .iter_mut()
+            .zip(&mut running.books)
+            .enumerate()
+            .map(|(worker, (writer, book))| {
+                writer.begin(id);
+                append_state(writer, id, worker);
+                book.change(id.0 as u32 % 4, &state(id, worker));
+                book.write(writer);
+                writer.finish().unwrap();
+                wait(writer).remove(0).result.unwrap()
+            })
+            .collect();
+        match &lost_link {
+            None => lost_link = Some(parts[0].clone()),
+            Some(_) => running.store.commit(&running.manifest(id, parts)).unwrap(),
+        }
+    }
+    let lost = lost_link.unwrap();
+    let (segment, bit) = (format!("segment-{}", lost.segment), lost.offset * 8 + 1000);
+    drop((running, writers));
+    assert_eq!(open(&disk).newest.unwrap().id(), id.next());
+    flip(&disk, &segment, bit);
+    check_fallback(&disk, older, &segment);
+}
+
+#[test]
+fn a_damaged_page_is_found_when_pages_are_verified_and_then_fallen_back_from() {
+    let (disk, newest) = after_snapshots(1, 3);
+    let opened = open(&disk);
+    let loaded = opened.store.load(opened.newest.as_ref().unwrap()).unwrap();
+    let is_newest = |page: &&PageEntry| book::text(&*loaded.source, page) == state(newest, 0);
+    let page = *loaded.pages[0].2.iter().find(is_newest).unwrap();
+    drop(opened);
+    let segment = format!("segment-{}", page.place.segment.0);
+    flip(&disk, &segment, page.place.offset * 8 + 5);
+    let opened = open(&disk);
+    assert_eq!(opened.newest.unwrap().id(), newest, "an open does not read pages");
+    drop(opened.store);
+    let limits = StoreLimits { verify_pages: true, ..limits() };
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+    assert!(opened.warnings[0].contains(&segment), "{:?}", opened.warnings);
+    assert_eq!(opened.newest.unwrap().id().0, newest.0 - 1);
+    assert!(!verify(&disk, Path::new(DIR)).unwrap().is_whole());
+}
+
 #[test]
 fn a_newer_format_is_refused_not_fallen_back_from() {
     let (disk, newest) = after_snapshots(1, 2);
-    let path = Path::new(DIR).join(format!("snapshot-{:020}.manifest", newest.0));
+    let path = Path::new(DIR).join(slot_of(&disk, newest));
     let mut bytes = disk.read(&path).unwrap();
     bytes[12] = 9;
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..44]), &bytes[48..]);
+    let payload = u64::from_le_bytes(bytes[24..32].try_into().unwrap()).next_multiple_of(16);
+    let end = 48 + payload as usize;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..44]), &bytes[48..end]);
     bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
     disk.open(&path).unwrap().write_all_at(&bytes, 0).unwrap();
     let error = try_open(&shared(&disk), Path::new(DIR)).err().expect("refused");
-    assert!(matches!(error, Error::Newer { found: 9, supported: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Newer { found: 9, supported: 2, .. }), "{error}");
 }
 
 #[test]
@@ -186,14 +304,4 @@ fn an_unreadable_newest_snapshot_falls_back_but_a_refusal_of_the_system_does_not
     assert!(try_open(&shared(&disk), Path::new(DIR)).is_err());
     disk.set_faults(Faults::default());
     assert!(open(&disk).warnings.is_empty());
-}
-
-#[test]
-fn a_manifest_that_names_a_file_elsewhere_is_corrupt() {
-    let disk = MemoryDisk::new(1);
-    let mut running = Running::start(open(&disk).store).unwrap();
-    let mut parts = running.write(SnapshotId(1)).unwrap();
-    parts[0].file = "../../etc/passwd".into();
-    let manifest = running.manifest(SnapshotId(1), parts);
-    assert!(matches!(running.store.load(&manifest), Err(Error::Corrupt { .. })));
 }

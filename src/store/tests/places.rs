@@ -93,8 +93,8 @@ fn a_directory_that_may_not_be_written_is_refused_with_a_way_out() {
 fn a_full_disk_at_the_start_is_refused_with_a_way_out() {
     let disk = MemoryDisk::new(1);
     disk.set_faults(Faults { capacity_bytes: Some(600), ..Faults::default() });
-    let error = try_open(&shared(&disk), Path::new(DIR))
-        .and_then(|opened| opened.store.writer(WorkerId(0), Attempt(1)).map(drop));
+    let error =
+        try_open(&shared(&disk), Path::new(DIR)).and_then(|opened| opened.store.writer().map(drop));
     assert!(error.unwrap_err().to_string().contains("make room"));
 }
 

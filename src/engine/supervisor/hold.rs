@@ -1,0 +1,78 @@
+//! Taking the snapshot directory: when the job is opened, and again before each restart.
+
+use std::io::ErrorKind;
+
+use super::*;
+use crate::store::{StoreLimits, list};
+
+/// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
+/// instead is committed again under a new id: restoring it takes back what sinks published since, so
+/// the skipped one must not come back as the newest, should it be readable another time. What was
+/// skipped is then put aside, as evidence that does not count. With `verify_pages` all of it is read,
+/// because a page was found damaged.
+pub(super) fn hold(
+    disk: &Arc<dyn Disk>,
+    snapshots: &Snapshots,
+    identity: &JobIdentity,
+    verify_pages: bool,
+    notice: &mut dyn FnMut(Notice<'_>),
+) -> Result<(Store, Option<Manifest>)> {
+    let retention = snapshots.retained;
+    let limits = StoreLimits { retention, verify_pages, ..StoreLimits::default() };
+    let opened = Store::open_with(disk.clone(), &snapshots.directory, identity, limits)?;
+    opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
+    let (mut store, mut newest) = (opened.store, opened.newest);
+    if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
+        let before = newest.id();
+        newest.snapshot = store.next_snapshot().0;
+        newest.generation = store.generation();
+        store.commit(newest)?;
+        notice(Notice::Warning(&format!(
+            "the job goes on from snapshot {before} instead, which from now on is number {}",
+            newest.snapshot
+        )));
+    }
+    match store.put_aside(&opened.skipped) {
+        Ok(()) if opened.skipped.is_empty() => {}
+        Ok(()) => notice(Notice::Warning(
+            "what cannot be restored is kept under names that end in .passed-over; delete them when \
+             you do not want to look into it any more",
+        )),
+        Err(error) => notice(Notice::Warning(&error.to_string())),
+    }
+    Ok((store, newest))
+}
+
+/// A directory that had snapshots and has none any more was deleted under the job. In a new one it
+/// would begin anew, and results that sinks have published would come twice.
+fn refuse_emptied(disk: &dyn Disk, path: &Path, newest: SnapshotId) -> Result<()> {
+    let is_there = match list(disk, path) {
+        Ok(snapshots) => !snapshots.is_empty(),
+        Err(Error::Directory { .. }) => false,
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if is_there {
+        return Ok(());
+    }
+    let reason = format!(
+        "its snapshots are gone, it was deleted or emptied while the job ran; put it back (snapshot \
+         {newest} was the newest), or start over with new snapshot and output directories"
+    );
+    Err(Error::Directory { path: path.to_path_buf(), reason })
+}
+
+impl Supervisor<'_> {
+    /// Opens the directory again: after a commit whose outcome is not known it says what holds.
+    pub(super) fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
+        let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
+        self.store = None; // gives up the lock
+        if let Some(newest) = &self.newest {
+            refuse_emptied(&*self.disk, &snapshots.directory, newest.id())?;
+        }
+        let held = hold(&self.disk, snapshots, &self.identity, self.found_damage, notice)?;
+        (self.store, self.newest) = (Some(held.0), held.1);
+        self.found_damage = false;
+        Ok(())
+    }
+}

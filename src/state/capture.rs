@@ -1,0 +1,323 @@
+//! The capture of a version of a table: what changed, what must be preserved, what is handed over.
+//!
+//! Owns the versions, the lists of changed pages, the copies on their way out and the [`Ledger`]. The
+//! pages themselves belong to the table, which lends them as [`Pages`].
+//!
+//! Every page carries a version, in one of four conditions:
+//!
+//! ```text
+//!            first write                mark                 drain, or
+//!   CLEAN ----------------> current ------------> captured ------------> CLEAN
+//!     ^ what is in memory   in `changed`          in `marked`   first write: copied, then current
+//!     | lies on disk too
+//!   UNLOADED  what is on disk is not in memory yet
+//! ```
+//!
+//! A write to a page of the current version costs one comparison. The first write after a mark, and
+//! the drain, copy the page into the chunk that goes to disk; so each captured page is copied once,
+//! by whoever comes first, and what was copied is what is written: there is no second buffer.
+//!
+//! Invariants
+//! - While a mark is open a page of an older version that is neither CLEAN nor UNLOADED has not
+//!   changed since the mark, and is in `marked`.
+//! - A page of the current version is in `changed`; a page that is in a list and of another
+//!   condition than that list's was seen to already, and is passed over.
+//! - What is handed over builds on what was handed over before, whether or not that snapshot was
+//!   completed: its bytes are the same pages, not changed since. If they turn out not to be durable
+//!   ([`Capture::lost`]), their pages count as changed.
+//! - Versions are compared for equality only and come around after 2^32 - 2 marks; a page that was
+//!   not touched in between is CLEAN by then.
+
+use std::collections::VecDeque;
+
+use super::exchange::Chunk;
+use super::ledger::{Ledger, Lost};
+use super::{Drained, StateWriter};
+
+/// Version of a page that is on disk as it is in memory.
+pub(super) const CLEAN: u32 = 0;
+/// Version of a page that is on disk only.
+pub(super) const UNLOADED: u32 = u32::MAX;
+
+/// Chunks kept for use again, whatever the table's size; see [`Capture::keep_spare`].
+const SPARE_CHUNKS_MIN: usize = 16;
+
+/// Page numbers looked at in one step that writes pages again, and entries of one step of a map.
+const ENTRIES_PER_STEP: u32 = 2048;
+
+/// The pages of a table.
+pub(super) trait Pages {
+    /// The version of the page that `hash` belongs to.
+    fn version(&self, hash: u64) -> u32;
+    /// Sets it.
+    fn stamp(&mut self, hash: u64, version: u32);
+    /// Appends the page's bytes to `chunk`.
+    ///
+    /// # Errors
+    /// It does not serialise.
+    fn copy(&mut self, hash: u64, chunk: &mut Chunk) -> Result<(), String>;
+}
+
+/// How far the drain of a marked version is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No mark is open.
+    Closed,
+    /// Pages that changed.
+    Changed,
+    /// Pages that are written again to empty an old segment, from this page number on.
+    Again(u32),
+    /// The map of all pages, from this page number on.
+    Map(u32),
+}
+
+/// See the module's documentation.
+pub(super) struct Capture {
+    version: u32,
+    phase: Phase,
+    /// First hashes of pages that changed since the mark; also of those not written when a mark was
+    /// abandoned.
+    changed: Vec<u64>,
+    /// First hashes of pages that had changed at the mark and may not be copied yet.
+    marked: Vec<u64>,
+    chunk: Chunk,
+    full: VecDeque<Chunk>,
+    spare: Vec<Chunk>,
+    /// Why a page could not be copied: the snapshot fails.
+    failed: Option<String>,
+    pub ledger: Ledger,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            version: CLEAN + 1,
+            phase: Phase::Closed,
+            changed: Vec::new(),
+            marked: Vec::new(),
+            chunk: Chunk::default(),
+            full: VecDeque::new(),
+            spare: Vec::new(),
+            failed: None,
+            ledger: Ledger::default(),
+        }
+    }
+}
+
+impl Capture {
+    /// The version that writes belong to.
+    #[inline]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The page of `hash`, which is loaded and not of the current version, is about to change.
+    pub fn protect(&mut self, pages: &mut impl Pages, hash: u64, first_hash: u64) {
+        if self.is_captured(pages.version(hash)) {
+            if let Err(reason) = pages.copy(hash, &mut self.chunk) {
+                self.failed.get_or_insert(reason);
+            }
+            self.turn_full_chunk();
+        }
+        pages.stamp(hash, self.version);
+        self.changed.push(first_hash);
+    }
+
+    /// A page that begins with this hash came to be, of the current version.
+    pub fn born(&mut self, first_hash: u64) {
+        self.changed.push(first_hash);
+    }
+
+    fn is_captured(&self, version: u32) -> bool {
+        self.phase != Phase::Closed && ![CLEAN, UNLOADED, self.version].contains(&version)
+    }
+
+    pub fn mark(&mut self) {
+        assert_eq!(self.phase, Phase::Closed, "a mark while one is open");
+        self.phase = Phase::Changed;
+        self.version = if self.version + 1 == UNLOADED { CLEAN + 1 } else { self.version + 1 };
+        debug_assert!(self.marked.is_empty() && self.chunk.is_empty() && self.full.is_empty());
+        std::mem::swap(&mut self.marked, &mut self.changed);
+    }
+
+    /// Hands about `budget_bytes` of the marked version over.
+    pub fn drain(
+        &mut self,
+        pages: &mut impl Pages,
+        schema: u32,
+        budget_bytes: usize,
+        out: &mut dyn StateWriter,
+    ) -> Result<Drained, String> {
+        let mut done = 0;
+        while done < budget_bytes {
+            if let Some(reason) = self.failed.take() {
+                return Err(reason);
+            }
+            if let Some(chunk) = self.full.pop_front() {
+                done += self.hand_over(chunk, schema, out);
+                continue;
+            }
+            match self.phase {
+                Phase::Closed => return Ok(Drained::Done),
+                Phase::Changed => done += self.take_changed(pages, schema, out)?,
+                Phase::Again(from) => done += self.take_again(pages, from, schema, out)?,
+                Phase::Map(from) => done += self.map(from, schema, out),
+            }
+        }
+        Ok(Drained::More)
+    }
+
+    fn take_changed(
+        &mut self,
+        pages: &mut impl Pages,
+        schema: u32,
+        out: &mut dyn StateWriter,
+    ) -> Result<usize, String> {
+        let Some(hash) = self.marked.pop() else {
+            self.phase = Phase::Again(0);
+            // The ledger has to know of them before old segments are looked through.
+            return Ok(if out.empties().is_some() { self.hand_over_rest(schema, out) } else { 0 });
+        };
+        if !self.is_captured(pages.version(hash)) {
+            return Ok(1); // copied when it was written to, or named twice
+        }
+        let before = self.chunk.bytes.len();
+        if let Err(reason) = pages.copy(hash, &mut self.chunk) {
+            self.marked.push(hash);
+            return Err(reason);
+        }
+        pages.stamp(hash, CLEAN);
+        let bytes = self.chunk.bytes.len() - before;
+        Ok(bytes + self.hand_over_if_full(schema, out))
+    }
+
+    /// Copies pages that did not change, to empty the segment they lie in.
+    fn take_again(
+        &mut self,
+        pages: &mut impl Pages,
+        from: u32,
+        schema: u32,
+        out: &mut dyn StateWriter,
+    ) -> Result<usize, String> {
+        let to = self.ledger.len().min(from + ENTRIES_PER_STEP);
+        let mut done = (to - from) as usize;
+        let mut next = if to == self.ledger.len() { None } else { Some(to) };
+        if let Some(segment) = out.empties() {
+            for id in from..to {
+                let entry = self.ledger.entry(id);
+                let is_there = entry.bytes > 0 && entry.place.segment == segment;
+                if !is_there || pages.version(entry.prefix) != CLEAN {
+                    continue;
+                }
+                if !out.may_rewrite(entry.bytes as usize) {
+                    next = None;
+                    break;
+                }
+                pages.copy(entry.prefix, &mut self.chunk)?;
+                done += entry.bytes as usize + self.hand_over_if_full(schema, out);
+            }
+        } else {
+            next = None;
+        }
+        if next.is_none() {
+            done += self.hand_over_rest(schema, out);
+        }
+        self.phase = match next {
+            Some(next) => Phase::Again(next),
+            None if out.wants_map() => Phase::Map(0),
+            None => self.close(out),
+        };
+        Ok(done)
+    }
+
+    fn map(&mut self, from: u32, schema: u32, out: &mut dyn StateWriter) -> usize {
+        let (entries, next) = self.ledger.slice(from, ENTRIES_PER_STEP);
+        out.map(schema, &entries);
+        self.phase = if next < self.ledger.len() { Phase::Map(next) } else { self.close(out) };
+        size_of_val(&entries[..])
+    }
+
+    fn close(&mut self, out: &mut dyn StateWriter) -> Phase {
+        self.ledger.segments().for_each(|(segment, bytes)| out.keeps(segment, bytes));
+        Phase::Closed
+    }
+
+    fn hand_over_if_full(&mut self, schema: u32, out: &mut dyn StateWriter) -> usize {
+        self.turn_full_chunk();
+        let full = self.full.pop_front();
+        full.map_or(0, |chunk| self.hand_over(chunk, schema, out))
+    }
+
+    fn hand_over_rest(&mut self, schema: u32, out: &mut dyn StateWriter) -> usize {
+        if self.chunk.is_empty() {
+            return 0;
+        }
+        let chunk = std::mem::replace(&mut self.chunk, self.spare.pop().unwrap_or_default());
+        self.hand_over(chunk, schema, out)
+    }
+
+    fn turn_full_chunk(&mut self) {
+        if self.chunk.is_full() {
+            let next = self.spare.pop().unwrap_or_default();
+            self.full.push_back(std::mem::replace(&mut self.chunk, next));
+        }
+    }
+
+    /// Gives a chunk away and notes where its pages lie from now on; how many bytes it had.
+    fn hand_over(&mut self, mut chunk: Chunk, schema: u32, out: &mut dyn StateWriter) -> usize {
+        let (bytes, pages) = (chunk.bytes.len(), chunk.pages.clone());
+        let place = out.pages(schema, &mut chunk);
+        pages.iter().for_each(|page| self.ledger.set(page.id, page.entry(place)));
+        debug_assert!(chunk.is_empty(), "a chunk that was taken is left empty");
+        self.keep_spare(chunk);
+        bytes
+    }
+
+    /// Keeps a chunk for use again: fresh memory for each costs page faults. As many as the table
+    /// would need if a sixth of it were copied at once.
+    fn keep_spare(&mut self, chunk: Chunk) {
+        let state: u64 = self.ledger.segments().map(|(_, bytes)| bytes).sum();
+        let max = state as usize / 6 / super::exchange::CHUNK_BYTES;
+        if self.spare.len() < max.max(SPARE_CHUNKS_MIN) {
+            self.spare.push(chunk);
+        }
+    }
+
+    /// The marked version is given up: what of it was not handed over counts as changed.
+    pub fn abandon(&mut self, pages: &mut impl Pages) {
+        self.phase = Phase::Closed;
+        self.failed = None;
+        let mut kept = std::mem::take(&mut self.full);
+        kept.push_back(std::mem::take(&mut self.chunk));
+        for mut chunk in kept {
+            for page in &chunk.pages {
+                if pages.version(page.prefix) == CLEAN {
+                    pages.stamp(page.prefix, self.version);
+                    self.changed.push(page.prefix);
+                }
+            }
+            chunk.clear();
+            self.keep_spare(chunk);
+        }
+        // Pages that are still to be copied keep their version: older than that of the next mark,
+        // and in its list.
+        self.changed.append(&mut self.marked);
+    }
+
+    /// What was handed over is not on disk as it should be. No mark may be open.
+    pub fn lost(&mut self, pages: &mut impl Pages, lost: &[Lost]) {
+        assert_eq!(self.phase, Phase::Closed, "losing while a mark is open");
+        for entry in self.ledger.lose(lost) {
+            if pages.version(entry.prefix) == CLEAN {
+                pages.stamp(entry.prefix, self.version);
+                self.changed.push(entry.prefix);
+            }
+        }
+    }
+
+    /// Bytes of memory: copies, whether waiting or kept for use again, and the ledger.
+    pub fn memory_bytes(&self) -> usize {
+        let chunks = self.full.iter().chain(&self.spare).chain([&self.chunk]);
+        chunks.map(|chunk| chunk.bytes.capacity()).sum::<usize>() + self.ledger.memory_bytes()
+    }
+}

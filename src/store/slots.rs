@@ -1,0 +1,98 @@
+//! Slots: the files that manifests are in.
+//!
+//! A slot is made whole, by a rename, and from then on overwritten in place: one write and one
+//! fdatasync of blocks that exist, without a change of names for the file system to make durable.
+//! The slot that a commit overwrites holds the oldest of more manifests than have to be kept, so
+//! that a commit that is cut short costs nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::layout::SlotNumber;
+use super::manifest::Manifest;
+use crate::id::{SegmentId, SnapshotId};
+
+/// Slots are made this long, and longer manifests rounded up to a multiple: a length that stays
+/// need not be made durable again.
+pub(super) const SLOT_BYTES: usize = 16 << 10;
+
+/// A manifest and the segments it names.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub(super) snapshot: SnapshotId,
+    pub(super) segments: BTreeSet<SegmentId>,
+}
+
+impl Kept {
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        Self { snapshot: manifest.id(), segments: manifest.segments() }
+    }
+}
+
+/// What is in a slot.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// Nothing, or a commit that was taken back.
+    Free,
+    /// A manifest that counts.
+    Valid(Kept),
+    /// What cannot be restored: not touched until it was put aside.
+    Skipped,
+}
+
+/// The slots of a directory.
+#[derive(Debug, Default)]
+pub(super) struct Slots(pub(super) BTreeMap<SlotNumber, Content>);
+
+impl Slots {
+    fn kept(&self) -> impl Iterator<Item = (SlotNumber, &Kept)> {
+        self.0.iter().filter_map(|(slot, content)| match content {
+            Content::Valid(kept) => Some((*slot, kept)),
+            Content::Free | Content::Skipped => None,
+        })
+    }
+
+    /// How many manifests count.
+    pub(super) fn valid(&self) -> usize {
+        self.kept().count()
+    }
+
+    /// Newest snapshot that is complete.
+    pub(super) fn newest(&self) -> Option<SnapshotId> {
+        self.kept().map(|(_, kept)| kept.snapshot).max()
+    }
+
+    /// The slot of the oldest.
+    pub(super) fn oldest(&self) -> Option<SlotNumber> {
+        self.kept().min_by_key(|(_, kept)| kept.snapshot).map(|(slot, _)| slot)
+    }
+
+    /// Where the next manifest goes so that `retention` of those that are there stay, and whether that
+    /// slot has to be made.
+    pub(super) fn next(&self, retention: usize) -> (SlotNumber, bool) {
+        let mut free = self.0.iter().filter(|(_, content)| matches!(content, Content::Free));
+        if let Some((slot, _)) = free.next() {
+            return (*slot, false);
+        }
+        if let Some(oldest) = self.oldest().filter(|_| self.valid() > retention) {
+            return (oldest, false);
+        }
+        let unused = (0..).find(|slot| !self.0.contains_key(slot));
+        (unused.expect("there are more numbers than files"), true)
+    }
+
+    /// Notes what is in a slot now; the manifest that was in it before.
+    pub(super) fn set(&mut self, slot: SlotNumber, content: Content) -> Option<Kept> {
+        match self.0.insert(slot, content) {
+            Some(Content::Valid(kept)) => Some(kept),
+            _ => None,
+        }
+    }
+
+    /// A slot is gone.
+    pub(super) fn remove(&mut self, slot: SlotNumber) -> Option<Kept> {
+        match self.0.remove(&slot) {
+            Some(Content::Valid(kept)) => Some(kept),
+            _ => None,
+        }
+    }
+}

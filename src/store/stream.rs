@@ -1,0 +1,459 @@
+//! One worker's bytes on their way into segments: placed at once, written in the background.
+//!
+//! Chunks of pages are written as they come, large ones as they are, small ones gathered. An index
+//! seals what it lists: it is written when all that came before is, behind it in the same write where
+//! that fits (so a small part costs one write and one fdatasync, linked), and synced with it.
+//!
+//! Invariants
+//! - An index is written only when every write numbered below its `upto` has ended well and is synced
+//!   where it lies in another segment: an index that is durable lists durable pages.
+//! - One index at a time is with the disk.
+//! - After a failed write or sync nothing that was not sealed before counts: all of it is reported as
+//!   lost, its segments are left, and what still returns from the disk is ignored.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::segment::{BLOCK_BYTES, Directory, Segment, Spare};
+use crate::disk::{Buffer, Bytes, Completion, DiskQueue, FileHandle, Operation, Ticket};
+use crate::error::{Error, Result};
+use crate::id::{SegmentId, SnapshotId};
+use crate::state::{CHUNK_BYTES, Lost, Place};
+
+/// Operations with the disk at once: enough to keep a fast one busy with chunks.
+const WRITES_MAX: usize = 16;
+/// Chunks that wait for the disk may be this many bytes, then no more should be handed over.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Buffers kept for use again.
+const SPARE_BUFFERS_MAX: usize = 2 * WRITES_MAX;
+
+/// See the module's documentation.
+pub(super) struct Stream {
+    directory: Arc<Directory>,
+    spare: Arc<Spare>,
+    /// Before the segments: dropped first it waits for what it has accepted, and only then may a
+    /// segment be used again.
+    queue: Box<dyn DiskQueue>,
+    segment: Option<Segment>,
+    /// Number of the first write since `segment` was taken.
+    segment_first: u64,
+    /// Segments that are full, with bytes that are not synced.
+    left: Vec<Left>,
+    /// Small chunks, gathered: at the end of `segment`, not yet on their way.
+    tail: Option<Write>,
+    waiting: VecDeque<Write>,
+    waiting_bytes: usize,
+    in_flight: Vec<InFlight>,
+    /// Number of the next write.
+    next: u64,
+    /// Writes below this one are sealed.
+    sealed_below: u64,
+    /// Writes below this one are of before a failure.
+    ignored_below: u64,
+    /// Segments of before a failure, kept from use until nothing of it is with the disk.
+    dead: Vec<Segment>,
+    /// What is not sealed, by number.
+    extents: VecDeque<(u64, Lost)>,
+    lost: Vec<Lost>,
+    buffers: Vec<Buffer>,
+    completions: Vec<Completion>,
+    /// Whether the segment in reserve was taken since this was asked last.
+    took_spare: bool,
+}
+
+/// Bytes with a place. Gathered chunks have one number each.
+struct Write {
+    numbers: RangeInclusive<u64>,
+    place: Place,
+    bytes: Buffer,
+}
+
+/// A segment that was left, with the numbers of writes that may be in it.
+struct Left {
+    segment: Segment,
+    numbers: RangeInclusive<u64>,
+    /// Its writes below this are synced.
+    synced_below: u64,
+    syncing: bool,
+}
+
+impl Left {
+    /// Whether a write below `upto` is not synced.
+    fn needs_sync(&self, upto: u64) -> bool {
+        self.synced_below.max(*self.numbers.start()) < upto.min(self.numbers.end() + 1)
+    }
+}
+
+struct InFlight {
+    ticket: Ticket,
+    /// The first, if it has several.
+    number: u64,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Pages,
+    /// Syncs a segment that was left, up to a number.
+    Sync(SegmentId, u64),
+    /// Seals all below a number.
+    Index(u64),
+}
+
+/// What [`Stream::poll`] found.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// The index is durable.
+    Sealed,
+    /// All that was not sealed is lost.
+    Failed(String),
+}
+
+impl Stream {
+    pub(super) fn new(directory: Arc<Directory>) -> Result<Self> {
+        let (first_bytes, largest_bytes) = directory.segment_bytes;
+        let segment = directory.create_segment(first_bytes)?;
+        let open = directory.disk.queue(WRITES_MAX);
+        let queue = open.map_err(Error::io("open a queue", &directory.path))?;
+        let spare = Arc::new(Spare::new((first_bytes * 2).min(largest_bytes)));
+        directory.table().writers.push(Arc::downgrade(&spare));
+        Ok(Self {
+            directory,
+            spare,
+            queue,
+            segment: Some(segment),
+            segment_first: 0,
+            left: Vec::new(),
+            tail: None,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            in_flight: Vec::with_capacity(WRITES_MAX),
+            next: 0,
+            sealed_below: 0,
+            ignored_below: 0,
+            dead: Vec::new(),
+            extents: VecDeque::new(),
+            lost: Vec::new(),
+            buffers: Vec::new(),
+            completions: Vec::new(),
+            took_spare: true,
+        })
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Number of the next write: what was handed over until now is below it.
+    pub(super) fn end(&self) -> u64 {
+        self.next
+    }
+
+    /// Segments that something may still be written into.
+    pub(super) fn is_open(&self, segment: SegmentId) -> bool {
+        let left = self.left.iter().map(|left| &left.segment);
+        left.chain(&self.segment).any(|open| open.id == segment)
+    }
+
+    /// How large the next segment will be.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.spare.wanted_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether no more should be handed over for now: the disk has enough to do, or the next chunk
+    /// needs a segment that is still being made.
+    pub(super) fn is_backlogged(&self) -> bool {
+        let fits = |segment: &Segment| {
+            segment.has_room_for((CHUNK_BYTES as u64).min(segment.capacity_bytes / 2))
+        };
+        self.waiting_bytes > WAITING_BYTES_MAX
+            || (self.spare.is_missing() && !self.segment.as_ref().is_some_and(fits))
+    }
+
+    /// Whether another segment should be made for this writer; asked once for each.
+    pub(super) fn wants_segment(&mut self) -> bool {
+        mem::take(&mut self.took_spare)
+    }
+
+    /// Takes what turned out not to be durable since this was asked last.
+    pub(super) fn take_lost(&mut self) -> Vec<Lost> {
+        mem::take(&mut self.lost)
+    }
+
+    pub(super) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
+    /// Takes the bytes and leaves the buffer empty. Where they will lie.
+    ///
+    /// # Errors
+    /// There is no room for them, and none could be made: they are lost.
+    pub(super) fn push(&mut self, snapshot: SnapshotId, bytes: &mut Buffer) -> Result<Place> {
+        bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+        if let Err(error) = self.make_room_for(bytes.len() as u64) {
+            bytes.clear();
+            return Err(error);
+        }
+        let segment = self.segment.as_mut().expect("there is room");
+        segment.usage.note(snapshot);
+        let place = Place { segment: segment.id, offset: segment.next };
+        segment.next += bytes.len() as u64;
+        self.extents.push_back((self.next, Lost { place, bytes: bytes.len() as u64 }));
+        if let Some(tail) =
+            self.tail.as_mut().filter(|t| t.bytes.len() + bytes.len() <= CHUNK_BYTES)
+        {
+            tail.bytes.extend_from_slice(bytes);
+            tail.numbers = *tail.numbers.start()..=self.next;
+            bytes.clear();
+        } else {
+            self.flush_tail();
+            let buffer = self.buffers.pop().unwrap_or_default();
+            let numbers = self.next..=self.next;
+            let write = Write { numbers, place, bytes: mem::replace(bytes, buffer) };
+            if write.bytes.len() < CHUNK_BYTES / 2 {
+                self.tail = Some(write);
+            } else {
+                self.send(write);
+            }
+        }
+        self.next += 1;
+        self.submit();
+        Ok(place)
+    }
+
+    fn flush_tail(&mut self) {
+        if let Some(tail) = self.tail.take() {
+            self.send(tail);
+        }
+    }
+
+    fn send(&mut self, write: Write) {
+        self.waiting_bytes += write.bytes.len();
+        self.waiting.push_back(write);
+    }
+
+    /// Gives the disk what it can take.
+    fn submit(&mut self) {
+        while self.in_flight.len() < WRITES_MAX {
+            let Some(Write { numbers, place, bytes }) = self.waiting.pop_front() else { return };
+            self.waiting_bytes -= bytes.len();
+            let file = self.file(place.segment);
+            let buffer = Bytes::from(bytes);
+            let write = Operation::Write { file, offset: place.offset, buffer, sync: false };
+            self.start(write, *numbers.start(), What::Pages);
+        }
+    }
+
+    fn file(&self, id: SegmentId) -> FileHandle {
+        let left = self.left.iter().map(|left| &left.segment);
+        let mut open = left.chain(&self.segment).filter(|segment| segment.id == id);
+        open.next().expect("what is not written keeps its segment").file.clone()
+    }
+
+    fn start(&mut self, operation: Operation, number: u64, what: What) {
+        let ticket = self.queue.submit(operation);
+        let ticket = ticket.expect("fewer are in flight than the queue takes");
+        self.in_flight.push(InFlight { ticket, number, what });
+    }
+
+    /// Sees to it that the segment has room: this one, the one in reserve, or a new one.
+    fn make_room_for(&mut self, bytes: u64) -> Result<()> {
+        if self.segment.as_ref().is_some_and(|segment| segment.has_room_for(bytes)) {
+            return Ok(());
+        }
+        self.flush_tail();
+        self.submit();
+        if let Some(segment) = self.segment.take() {
+            let first = self.segment_first.max(self.sealed_below);
+            if first < self.next {
+                let numbers = first..=self.next - 1;
+                self.left.push(Left { segment, numbers, synced_below: 0, syncing: false });
+            }
+        }
+        self.segment_first = self.next;
+        let wanted = self.segment_bytes();
+        self.took_spare = true;
+        let made = match self.spare.take() {
+            Some(Ok(segment)) if segment.has_room_for(bytes) => Ok(segment),
+            Some(Err(error)) => Err(error),
+            _ => self.directory.create_segment(wanted.max(bytes)),
+        };
+        let largest = self.directory.segment_bytes.1;
+        self.spare.wanted_bytes.store((wanted * 2).min(largest), Ordering::Relaxed);
+        self.segment = Some(made?);
+        Ok(())
+    }
+
+    /// Writes an index that seals all writes numbered below `upto`, if their time has come; where.
+    /// Takes the buffer then.
+    ///
+    /// # Errors
+    /// There is no room for it, and none could be made: what it should seal may still be sealed by
+    /// another.
+    pub(super) fn seal(
+        &mut self,
+        snapshot: SnapshotId,
+        upto: u64,
+        index: &mut Option<Buffer>,
+    ) -> Result<Option<Place>> {
+        if self.in_flight.iter().any(|flight| matches!(flight.what, What::Index(_))) {
+            return Ok(None);
+        }
+        let bytes = index.as_mut().expect("an index that was not taken");
+        bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+        let index_bytes = bytes.len() as u64;
+        self.make_room_for(index_bytes)?;
+        self.submit();
+        let is_tail_last = self.tail.as_ref().is_none_or(|tail| *tail.numbers.end() < upto);
+        if !is_tail_last && self.tail.as_ref().is_some_and(|tail| *tail.numbers.start() < upto) {
+            self.flush_tail();
+            self.submit();
+        }
+        let waits = self.waiting.iter().any(|write| *write.numbers.start() < upto);
+        let flies = self.in_flight.iter().any(|flight| {
+            flight.what == What::Pages && (self.ignored_below..upto).contains(&flight.number)
+        });
+        if waits || flies || !self.is_synced(upto) || self.in_flight.len() == WRITES_MAX {
+            return Ok(None);
+        }
+        let mut index = index.take().expect("seen above");
+        let segment = self.segment.as_mut().expect("there is room");
+        segment.usage.note(snapshot);
+        let place = Place { segment: segment.id, offset: segment.next };
+        segment.next += index_bytes;
+        let file = segment.file.clone();
+        let (offset, buffer) = match self.tail.take() {
+            Some(mut tail) if is_tail_last => {
+                debug_assert_eq!(tail.place.offset + tail.bytes.len() as u64, place.offset);
+                tail.bytes.extend_from_slice(&index);
+                index.clear();
+                self.keep_buffer(index);
+                (tail.place.offset, tail.bytes)
+            }
+            tail => {
+                self.tail = tail;
+                // The tail does not go on behind an index.
+                self.flush_tail();
+                (place.offset, index)
+            }
+        };
+        let write = Operation::Write { file, offset, buffer: buffer.into(), sync: true };
+        self.start(write, self.next, What::Index(upto));
+        self.next += 1;
+        self.submit();
+        Ok(Some(place))
+    }
+
+    /// Whether the segments that were left are synced as far as this, and sees to it.
+    fn is_synced(&mut self, upto: u64) -> bool {
+        let mut all = true;
+        for at in 0..self.left.len() {
+            let left = &mut self.left[at];
+            if !left.needs_sync(upto) {
+                continue;
+            }
+            all = false;
+            if !left.syncing && self.in_flight.len() < WRITES_MAX {
+                left.syncing = true;
+                let (segment, file) = (left.segment.id, left.segment.file.clone());
+                self.start(Operation::Sync { file }, self.next, What::Sync(segment, upto));
+                self.next += 1;
+            }
+        }
+        all
+    }
+
+    /// Looks at what the disk has done.
+    pub(super) fn poll(&mut self) -> Option<Progress> {
+        if self.in_flight.is_empty() {
+            return None;
+        }
+        let mut completions = mem::take(&mut self.completions);
+        self.queue.poll(&mut completions);
+        let mut progress = None;
+        for completion in completions.drain(..) {
+            progress = self.complete(completion).or(progress);
+        }
+        self.completions = completions;
+        self.submit();
+        progress
+    }
+
+    fn complete(&mut self, completion: Completion) -> Option<Progress> {
+        let Completion { ticket, buffer, result } = completion;
+        let at = self.in_flight.iter().position(|flight| flight.ticket == ticket);
+        let InFlight { number, what, .. } = self.in_flight.swap_remove(at.expect("one of ours"));
+        if let Some(buffer) = buffer.into_aligned() {
+            self.keep_buffer(buffer);
+        }
+        if number < self.ignored_below {
+            if !self.in_flight.iter().any(|flight| flight.number < self.ignored_below) {
+                self.dead.clear();
+            }
+            return None;
+        }
+        match (result, what) {
+            (Err(error), _) => {
+                let (path, disk) = (self.directory.path.clone(), &*self.directory.disk);
+                let error = super::layout::refused(disk, "write to", path, error);
+                Some(self.fail(error.to_string()))
+            }
+            (Ok(_), What::Pages) => None,
+            (Ok(_), What::Sync(segment, upto)) => {
+                for left in self.left.iter_mut().filter(|left| left.segment.id == segment) {
+                    (left.syncing, left.synced_below) = (false, upto);
+                }
+                self.left.retain(|left| left.needs_sync(u64::MAX));
+                None
+            }
+            (Ok(_), What::Index(upto)) => {
+                self.sealed_below = upto;
+                while self.extents.pop_front_if(|(number, _)| *number < upto).is_some() {}
+                Some(Progress::Sealed)
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: String) -> Progress {
+        self.ignored_below = self.next;
+        self.tail = None;
+        self.dead.extend(self.left.drain(..).map(|left| left.segment));
+        self.dead.extend(self.segment.take());
+        if self.in_flight.is_empty() {
+            self.dead.clear();
+        }
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.lost.extend(self.extents.drain(..).map(|(_, lost)| lost));
+        Progress::Failed(reason)
+    }
+
+    /// Bytes that could not be placed, as if they were.
+    pub(super) fn push_nowhere(&mut self, bytes: usize) -> Place {
+        let place =
+            Place { segment: self.directory.nowhere(), offset: self.next * BLOCK_BYTES as u64 };
+        self.next += (bytes as u64).div_ceil(BLOCK_BYTES as u64).max(1);
+        self.lost.push(Lost { place, bytes: bytes as u64 });
+        place
+    }
+
+    fn keep_buffer(&mut self, mut buffer: Buffer) {
+        if self.buffers.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Memory for an index.
+    pub(super) fn buffer(&mut self) -> Buffer {
+        self.buffers.pop().unwrap_or_default()
+    }
+
+    /// Whether the disk has something of ours.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.waiting.is_empty()
+    }
+}

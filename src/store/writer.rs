@@ -1,0 +1,455 @@
+//! One worker's writing end: captured state in, a durable part with its [`PartRef`] out.
+//!
+//! Pages go to the [`Stream`](super::stream) at once; what lists them, and everything small, is put
+//! together as the part's index, which is written when the part is finished.
+//!
+//! Invariants
+//! - Per snapshot one index, submitted and polled, never waited for; in the order in which parts
+//!   are finished.
+//! - An index goes on from the one before it, also if that one's snapshot was given up; the pages of a
+//!   part that was given up before it was finished are listed by a later one. So every page that a
+//!   table takes for written is found from every later index.
+//! - After a failure nothing goes on from what failed: the parts behind it fail too, what was lost is
+//!   reported, and the next part is a base.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
+use std::sync::Arc;
+
+use super::LINKS_MAX;
+use super::index::Link;
+use super::manifest::PartRef;
+use super::part::{Carried, Part};
+use super::segment::{BLOCK_BYTES, Directory};
+use super::stream::{Progress, Stream};
+use crate::clock;
+use crate::config::SNAPSHOTS_PENDING_MAX;
+use crate::disk::Buffer;
+use crate::error::{Error, Result};
+use crate::id::{SegmentId, SnapshotId, StateSlot};
+use crate::state::{Chunk, Lost, PageEntry, Place, StateWriter};
+
+/// Most parts of one worker being built, and most on their way to the disk.
+pub const PARTS_MAX: usize = SNAPSHOTS_PENDING_MAX;
+
+/// Segments of a size that may be needed beside twice the bytes that are state.
+const SLACK_SEGMENTS: u64 = 4;
+
+/// What became of a part.
+#[derive(Debug)]
+pub struct Written {
+    /// Its snapshot.
+    pub snapshot: SnapshotId,
+    /// Where it is, or why it is not durable.
+    pub result: Result<PartRef>,
+    /// From its end until all of its pages were written, ns.
+    pub write_ns: u64,
+    /// From there until it was durable, index included, ns.
+    pub sync_ns: u64,
+    /// Bytes written for it: pages and index.
+    pub written_bytes: u64,
+}
+
+/// Writes the parts of one worker.
+pub struct PartWriter {
+    stream: Stream,
+    /// Parts that are appended to; the one that was begun last is the last.
+    building: Vec<Part>,
+    /// Finished parts, oldest first. The index of the first may be with the disk.
+    waiting: VecDeque<Waiting>,
+    /// Results not handed out yet.
+    finished: Vec<Written>,
+    carried: Vec<Carried>,
+    chain: Option<Chain>,
+    planned: Planned,
+    /// As of the last part that was finished.
+    kept: BTreeMap<SegmentId, u64>,
+    capacities: BTreeMap<SegmentId, u64>,
+    appended_bytes: u64,
+}
+
+/// The indices that are durable, back to the base.
+struct Chain {
+    base: u64,
+    newest: Link,
+    /// Where they lie.
+    segments: BTreeSet<SegmentId>,
+}
+
+/// The chain as it will be when all parts begun so far are durable.
+#[derive(Default)]
+struct Planned {
+    /// Number of the last base.
+    base: u64,
+    /// Bases up to this one will not be durable.
+    void: u64,
+    links: u32,
+    /// Pages listed since the base, and by it.
+    entries: u64,
+    mapped: u64,
+}
+
+struct Waiting {
+    part: Part,
+    /// What was handed over before it was finished.
+    upto: u64,
+    finished_ns: u64,
+    /// Its index, put together and not yet with the disk.
+    index: Option<Buffer>,
+    /// What it will be when that is durable.
+    reference: PartRef,
+    /// When the index was given to the disk.
+    sealing: Option<u64>,
+    written_bytes: u64,
+    abandoned: bool,
+}
+
+impl PartWriter {
+    pub(super) fn new(directory: Arc<Directory>) -> Result<Self> {
+        Ok(Self {
+            stream: Stream::new(directory)?,
+            building: Vec::with_capacity(PARTS_MAX),
+            waiting: VecDeque::with_capacity(PARTS_MAX),
+            finished: Vec::new(),
+            carried: Vec::new(),
+            chain: None,
+            planned: Planned::default(),
+            kept: BTreeMap::new(),
+            capacities: BTreeMap::new(),
+            appended_bytes: 0,
+        })
+    }
+
+    /// Starts the part of a snapshot, or goes on with one that is being built: what is handed over
+    /// from now on belongs to it.
+    ///
+    /// # Panics
+    /// If [`PARTS_MAX`] other parts are being built.
+    pub fn begin(&mut self, snapshot: SnapshotId) {
+        if let Some(at) = self.building.iter().position(|part| part.snapshot == snapshot) {
+            let part = self.building.remove(at);
+            self.building.push(part);
+            return;
+        }
+        let others = self.building.len();
+        assert!(others < PARTS_MAX, "snapshot {snapshot} begun while {others} are being built");
+        let planned = &mut self.planned;
+        let is_base = planned.base == planned.void
+            || planned.links == LINKS_MAX
+            || planned.entries > 2 * planned.mapped.max(64);
+        if is_base {
+            *planned = Planned { base: planned.base + 1, void: planned.void, ..Planned::default() };
+        } else {
+            planned.links += 1;
+        }
+        let mut part = Part::new(snapshot, is_base, planned.base);
+        part.empties = self.sparse_segment();
+        self.building.push(part);
+    }
+
+    /// The segment to be emptied, if more space is needed than what lies in it is worth: the one with the
+    /// least in it (the log cleaning of Rosenblum and Ousterhout, SOSP 1991, by utilisation alone).
+    fn sparse_segment(&mut self) -> Option<SegmentId> {
+        let Self { kept, capacities, stream, .. } = self;
+        capacities.retain(|segment, _| kept.contains_key(segment));
+        for segment in kept.keys() {
+            let capacity = || stream.directory().capacity_bytes(*segment);
+            capacities.entry(*segment).or_insert_with(capacity);
+        }
+        let live_bytes: u64 = kept.values().sum();
+        let needed_bytes: u64 = capacities.values().sum();
+        if needed_bytes <= 2 * live_bytes + SLACK_SEGMENTS * stream.segment_bytes() {
+            return None;
+        }
+        let closed = kept.iter().filter(|(segment, _)| !stream.is_open(**segment));
+        let use_of = |segment, live: u64| live as f64 / capacities[segment].max(1) as f64;
+        closed
+            .map(|(segment, live)| (*segment, use_of(segment, *live)))
+            .filter(|(_, used)| *used < 0.5)
+            .min_by(|(_, a), (_, b)| a.total_cmp(b))
+            .map(|(segment, _)| segment)
+    }
+
+    fn part(&mut self) -> &mut Part {
+        self.building.last_mut().expect("a part was begun")
+    }
+
+    /// Ends the part begun last: what was handed over is all of it. What becomes of it comes out of
+    /// [`poll`](Self::poll).
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`]: it cannot become durable, for example because [`PARTS_MAX`] parts are on
+    /// their way and the disk is too slow for the interval, or no room can be had. It is given up.
+    ///
+    /// # Panics
+    /// If no part is being built.
+    pub fn finish(&mut self) -> Result<()> {
+        let part = self.building.pop().expect("a part was begun");
+        if let Some(reason) = self.obstacle(&part) {
+            let snapshot = part.snapshot;
+            self.give_up(part);
+            return Err(Error::Snapshot { snapshot, reason });
+        }
+        if part.is_base {
+            (self.planned.entries, self.planned.mapped) = (0, part.mapped);
+        } else {
+            self.planned.entries += part.entries;
+        }
+        self.kept.clone_from(&part.keeps);
+        self.waiting.push_back(Waiting {
+            upto: self.stream.end(),
+            finished_ns: clock::now_ns(),
+            index: None,
+            reference: PartRef::default(),
+            sealing: None,
+            written_bytes: part.chunk_bytes,
+            abandoned: false,
+            part,
+        });
+        self.start();
+        Ok(())
+    }
+
+    fn obstacle(&self, part: &Part) -> Option<String> {
+        if let Some(reason) = &part.failed {
+            return Some(reason.clone());
+        }
+        if self.in_flight() >= PARTS_MAX {
+            return Some(format!("{PARTS_MAX} earlier snapshots are still being written to disk"));
+        }
+        let is_void = part.base <= self.planned.void || self.stream.has_lost();
+        is_void.then(|| "what it builds on could not be written".into())
+    }
+
+    /// Nothing will be heard of a part that is not finished. Its pages are still where they are, unless
+    /// it failed.
+    fn give_up(&mut self, part: Part) {
+        if part.is_base {
+            self.planned.void = self.planned.void.max(part.base);
+        }
+        if part.failed.is_none() && part.entries > 0 {
+            self.carried.push(part.into_carried());
+        }
+    }
+
+    /// Parts that are durable, or failed, since the last call.
+    pub fn poll(&mut self) -> Vec<Written> {
+        match self.stream.poll() {
+            None => {}
+            Some(Progress::Sealed) => self.sealed(),
+            Some(Progress::Failed(reason)) => self.fail(&reason),
+        }
+        self.start();
+        mem::take(&mut self.finished)
+    }
+
+    /// What turned out not to be on disk, since this was asked last: to be told to the tables.
+    pub fn take_lost(&mut self) -> Vec<Lost> {
+        self.stream.take_lost()
+    }
+
+    /// Parts finished whose end [`poll`](Self::poll) has not returned.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.waiting.iter().filter(|waiting| !waiting.abandoned).count() + self.finished.len()
+    }
+
+    /// Whether the disk is awaited: [`poll`](Self::poll) has something to do.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.finished.is_empty() || !self.stream.is_idle()
+    }
+
+    /// Whether captured state should wait: the disk has enough to do.
+    #[must_use]
+    pub fn is_backlogged(&self) -> bool {
+        self.stream.is_backlogged()
+    }
+
+    /// Whether [`Store::refill`](super::Store::refill) should be called soon.
+    pub fn wants_segment(&mut self) -> bool {
+        self.stream.wants_segment()
+    }
+
+    /// Bytes of state handed over so far.
+    #[must_use]
+    pub fn appended_bytes(&self) -> u64 {
+        self.appended_bytes
+    }
+
+    /// Forgets a snapshot wherever its part is; `poll` will not mention it. A part that is finished
+    /// becomes durable all the same: later ones go on from it.
+    pub fn abandon(&mut self, snapshot: SnapshotId) {
+        if let Some(at) = self.building.iter().position(|part| part.snapshot == snapshot) {
+            let part = self.building.remove(at);
+            self.give_up(part);
+        }
+        for waiting in self.waiting.iter_mut().filter(|w| w.part.snapshot == snapshot) {
+            waiting.abandoned = true;
+        }
+        self.finished.retain(|written| written.snapshot != snapshot);
+    }
+
+    /// Gives the disk the next index if its time has come.
+    fn start(&mut self) {
+        while let Some(front) = self.waiting.front_mut().filter(|front| front.sealing.is_none()) {
+            let snapshot = front.part.snapshot;
+            let is_carrying = self.carried.iter().any(|carried| carried.snapshot < snapshot);
+            if front.part.is_empty() && !is_carrying && self.chain.is_none() {
+                let waiting = self.waiting.pop_front().expect("seen above");
+                self.report(waiting, Ok(PartRef::default()));
+                continue;
+            }
+            if front.index.is_none() {
+                self.put_together();
+            }
+            let front = self.waiting.front_mut().expect("seen above");
+            match self.stream.seal(snapshot, front.upto, &mut front.index) {
+                Ok(None) => return,
+                Ok(Some(place)) => {
+                    let PartRef { segment, offset, segments, .. } = &mut front.reference;
+                    (*segment, *offset) = (place.segment.0, place.offset);
+                    if !segments.contains(segment) {
+                        segments.push(*segment);
+                    }
+                    front.sealing = Some(clock::now_ns());
+                    return;
+                }
+                Err(error) => {
+                    let waiting = self.waiting.pop_front().expect("seen above");
+                    let (base, reason) = (waiting.part.base, error.to_string());
+                    self.report(waiting, Err(reason.clone()));
+                    self.void(base, &reason);
+                }
+            }
+        }
+    }
+
+    /// Makes the index of the first part that waits. One without a base and without an index to go on
+    /// from is the first that is not empty: it lists all there is.
+    fn put_together(&mut self) {
+        let mut out = self.stream.buffer();
+        let front = self.waiting.front_mut().expect("a part waits");
+        let snapshot = front.part.snapshot;
+        let carried = mem::take(&mut self.carried).into_iter();
+        let (carried, later): (Vec<_>, _) = carried.partition(|c| c.snapshot < snapshot);
+        self.carried = later;
+        let chain = self.chain.as_ref().filter(|_| !front.part.is_base);
+        let before = chain.map(|chain| chain.newest);
+        let links = chain.map(|chain| &chain.segments).into_iter().flatten();
+        let segments: BTreeSet<&SegmentId> = front.part.keeps.keys().chain(links).collect();
+        let frames = front.part.index(before, &carried, &mut out);
+        front.reference = PartRef {
+            bytes: out.len() as u64,
+            crc32c: crc32c::crc32c(&out),
+            frames,
+            links: before.map_or(0, |before| before.links + 1),
+            segments: segments.into_iter().map(|segment| segment.0).collect(),
+            page_bytes: front.part.keeps.values().sum(),
+            ..PartRef::default()
+        };
+        self.planned.entries += carried.iter().map(|carried| carried.entries).sum::<u64>();
+        front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
+        front.index = Some(out);
+    }
+
+    /// The index of the first part is durable.
+    fn sealed(&mut self) {
+        let waiting = self.waiting.pop_front().expect("the part whose index was with the disk");
+        let (reference, base) = (waiting.reference.clone(), waiting.part.base);
+        let newest = Link::of(&reference, waiting.part.snapshot);
+        let segment = SegmentId(newest.segment);
+        match self.chain.as_mut().filter(|_| newest.links > 0) {
+            Some(chain) => {
+                debug_assert_eq!(chain.base, base, "an index goes on from its own base");
+                chain.newest = newest;
+                chain.segments.insert(segment);
+            }
+            None => self.chain = Some(Chain { base, newest, segments: [segment].into() }),
+        }
+        self.report(waiting, Ok(reference));
+    }
+
+    fn report(&mut self, waiting: Waiting, result: Result<PartRef, String>) {
+        let Waiting { part, finished_ns, sealing, written_bytes, abandoned, .. } = waiting;
+        if abandoned {
+            return;
+        }
+        let (snapshot, now_ns) = (part.snapshot, clock::now_ns());
+        let sealing_ns = sealing.unwrap_or(now_ns);
+        let result = result.map_err(|reason| Error::Snapshot { snapshot, reason });
+        let (write_ns, sync_ns) = (sealing_ns - finished_ns, now_ns - sealing_ns);
+        self.finished.push(Written { snapshot, result, write_ns, sync_ns, written_bytes });
+    }
+
+    /// Parts that go on from this base or an earlier one cannot become durable, but for one whose
+    /// index is with the disk.
+    fn void(&mut self, base: u64, reason: &str) {
+        self.planned.void = self.planned.void.max(base);
+        for waiting in mem::take(&mut self.waiting) {
+            if waiting.sealing.is_none() && waiting.part.base <= base {
+                self.report(waiting, Err(reason.to_owned()));
+            } else {
+                self.waiting.push_back(waiting);
+            }
+        }
+    }
+
+    /// The disk has failed.
+    fn fail(&mut self, reason: &str) {
+        self.planned.void = self.planned.base;
+        for waiting in mem::take(&mut self.waiting) {
+            self.report(waiting, Err(reason.to_owned()));
+        }
+        self.building.iter_mut().for_each(|part| part.failed = Some(reason.to_owned()));
+        self.carried.clear();
+        self.chain = None;
+    }
+}
+
+impl StateWriter for PartWriter {
+    fn enter(&mut self, operator: &str) {
+        self.part().enter(operator);
+    }
+
+    fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
+        self.appended_bytes += bytes.len() as u64;
+        self.part().piece(slot, schema, bytes);
+    }
+
+    fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
+        let bytes = chunk.bytes.len() as u64;
+        self.appended_bytes += bytes;
+        let part = self.building.last_mut().expect("a part was begun");
+        let place = match self.stream.push(part.snapshot, &mut chunk.bytes) {
+            Ok(place) => place,
+            Err(error) => {
+                part.failed.get_or_insert(error.to_string());
+                self.stream.push_nowhere(bytes as usize)
+            }
+        };
+        part.chunk(schema, &chunk.pages, place, bytes);
+        chunk.clear();
+        place
+    }
+
+    fn wants_map(&self) -> bool {
+        self.building.last().expect("a part was begun").is_base
+    }
+
+    fn map(&mut self, schema: u32, entries: &[PageEntry]) {
+        self.part().map(schema, entries);
+    }
+
+    fn keeps(&mut self, segment: SegmentId, bytes: u64) {
+        *self.part().keeps.entry(segment).or_default() += bytes;
+    }
+
+    fn empties(&self) -> Option<SegmentId> {
+        self.building.last().expect("a part was begun").empties
+    }
+
+    fn may_rewrite(&mut self, bytes: usize) -> bool {
+        self.part().may_rewrite(bytes as u64)
+    }
+}
