@@ -9,7 +9,7 @@ use super::manifest::{MANIFEST_FORMAT, Manifest, to_frame};
 use super::open::{read_generation, read_pid};
 use super::slots::{Content, Kept, SLOT_BYTES};
 use super::{Skipped, Store};
-use crate::disk::FileHandle;
+use crate::disk::{Buffer, DIRECT_BYTES, FileHandle};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
 use crate::id::SnapshotId;
@@ -90,12 +90,15 @@ impl Store {
     fn overwrite_slot(&mut self, slot: SlotNumber, id: SnapshotId, bytes: &[u8]) -> Result<()> {
         let (disk, dir) = (&*self.directory.disk, &self.directory.path);
         let path = dir.join(manifest_name(slot));
-        let opened = disk.open(&path);
+        let opened = disk.open_direct(&path);
         let file = opened.map_err(|source| {
             let reason = refused(disk, "open", &path, source).to_string();
             Error::Snapshot { snapshot: id, reason }
         })?;
-        let Err(source) = file.write_all_at(bytes, 0).and_then(|()| file.sync_data()) else {
+        let mut aligned = Buffer::with_capacity(bytes.len().next_multiple_of(DIRECT_BYTES));
+        aligned.extend_from_slice(bytes);
+        aligned.resize(bytes.len().next_multiple_of(DIRECT_BYTES), 0);
+        let Err(source) = file.write_all_at(&aligned, 0).and_then(|()| file.sync_data()) else {
             return Ok(());
         };
         let error = refused(disk, "make durable", path, source);

@@ -26,7 +26,7 @@ use crate::id::{SegmentId, SnapshotId};
 pub(super) const BLOCK_BYTES: usize = crate::disk::DIRECT_BYTES;
 
 /// Segments kept for use again, for each writer.
-const FREE_PER_WRITER: usize = 2;
+const FREE_PER_WRITER: usize = 4;
 
 /// A snapshot directory as writers and store share it.
 pub(super) struct Directory {

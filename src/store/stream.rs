@@ -26,9 +26,11 @@ use crate::state::{CHUNK_BYTES, Lost, Place};
 /// Operations with the disk at once: enough to keep a fast one busy with chunks.
 const WRITES_MAX: usize = 16;
 /// Chunks that wait for the disk may be this many bytes, then no more should be handed over.
-const WAITING_BYTES_MAX: usize = 64 << 20;
-/// Buffers kept for use again.
-const SPARE_BUFFERS_MAX: usize = 2 * WRITES_MAX;
+const WAITING_BYTES_MAX: usize = 32 << 20;
+/// Buffers kept for use again: fresh memory for each chunk costs page faults.
+const SPARE_BUFFERS_MAX: usize = WAITING_BYTES_MAX / CHUNK_BYTES;
+/// While fewer parts go into a segment, the next one is made larger.
+const PARTS_PER_SEGMENT_MIN: u32 = 16;
 
 /// See the module's documentation.
 pub(super) struct Stream {
@@ -60,6 +62,8 @@ pub(super) struct Stream {
     lost: Vec<Lost>,
     buffers: Vec<Buffer>,
     completions: Vec<Completion>,
+    /// Indices written into `segment`.
+    sealed: u32,
     /// Whether the segment in reserve was taken since this was asked last.
     took_spare: bool,
 }
@@ -114,11 +118,11 @@ pub(super) enum Progress {
 
 impl Stream {
     pub(super) fn new(directory: Arc<Directory>) -> Result<Self> {
-        let (first_bytes, largest_bytes) = directory.segment_bytes;
+        let (first_bytes, _) = directory.segment_bytes;
         let segment = directory.create_segment(first_bytes)?;
         let open = directory.disk.queue(WRITES_MAX);
         let queue = open.map_err(Error::io("open a queue", &directory.path))?;
-        let spare = Arc::new(Spare::new((first_bytes * 2).min(largest_bytes)));
+        let spare = Arc::new(Spare::new(first_bytes));
         directory.table().writers.push(Arc::downgrade(&spare));
         Ok(Self {
             directory,
@@ -139,6 +143,7 @@ impl Stream {
             lost: Vec::new(),
             buffers: Vec::new(),
             completions: Vec::new(),
+            sealed: 0,
             took_spare: true,
         })
     }
@@ -281,8 +286,12 @@ impl Stream {
             Some(Err(error)) => Err(error),
             _ => self.directory.create_segment(wanted.max(bytes)),
         };
-        let largest = self.directory.segment_bytes.1;
-        self.spare.wanted_bytes.store((wanted * 2).min(largest), Ordering::Relaxed);
+        // Small parts go round in small segments, which soon have all been written before; large
+        // parts are not to change files all the time.
+        if mem::take(&mut self.sealed) < PARTS_PER_SEGMENT_MIN {
+            let larger = (wanted * 2).min(self.directory.segment_bytes.1);
+            self.spare.wanted_bytes.store(larger, Ordering::Relaxed);
+        }
         self.segment = Some(made?);
         Ok(())
     }
@@ -342,6 +351,7 @@ impl Stream {
         };
         let write = Operation::Write { file, offset, buffer: buffer.into(), sync: true };
         self.start(write, self.next, What::Index(upto));
+        self.sealed += 1;
         self.next += 1;
         self.submit();
         Ok(Some(place))
