@@ -27,6 +27,8 @@ use tidegate::clock;
 const CYCLES: u64 = 40;
 /// Of text, or edges.
 const LINES: u64 = 3_000;
+/// Different words of the campaign with much state.
+const WORDS: u64 = 40_000;
 /// Kills of one campaign at the paced rate; then it runs at full speed, so that some hit its end.
 const PACED: u64 = 7;
 
@@ -64,6 +66,25 @@ impl Campaign {
         let emit = if updates { "updates" } else { "final" };
         let roll = if number % 4 < 2 { "0" } else { "50ms" };
         let settings = vec!["word-count", "--emit", emit, "--roll", roll];
+        Self { place, settings, modes: &[&[]], expected, seen: BTreeSet::new(), story }
+    }
+
+    /// Counts so many different words that a snapshot writes a part of the state only, and that a
+    /// life may end before all state of the one before was in memory again.
+    fn many_words(number: u64, story: String) -> Self {
+        let word = |index: u64| format!("word-{}", index * 7919 % WORDS);
+        // The second half counts every word again that the first half left in the state.
+        let lines = (0..2 * WORDS / 20).map(|line| {
+            let words = (0..20).map(|index| word(line * 20 + index));
+            words.collect::<Vec<_>>().join(" ") + "\n"
+        });
+        let place = Place::with_text(lines.collect::<String>());
+        let counts = count_words(&place.text).into_iter();
+        let expected =
+            counts.map(|(word, count)| [&word[..], b"\t", count.to_string().as_bytes()].concat());
+        let expected = expected.collect();
+        let roll = if number.is_multiple_of(2) { "0" } else { "50ms" };
+        let settings = vec!["word-count", "--emit", "final", "--roll", roll];
         Self { place, settings, modes: &[&[]], expected, seen: BTreeSet::new(), story }
     }
 
@@ -174,6 +195,11 @@ fn kill_and_restart(test: &str, make: Make) {
 #[test]
 fn after_kill_9_at_random_moments_the_counts_are_exact_and_readers_saw_committed_lines_only() {
     kill_and_restart("counts", Campaign::word_count);
+}
+
+#[test]
+fn after_kill_9_while_much_state_is_written_or_loaded_the_counts_are_exact() {
+    kill_and_restart("much_state", Campaign::many_words);
 }
 
 #[test]
