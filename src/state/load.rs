@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::exchange::{PageEntry, PageSource, Place};
 use super::page::{HEADER_BYTES, Incoming, PAGE_ALIGN};
 use crate::error::Error;
+use crate::id::SegmentId;
 
 /// Pages read at once: with the gaps between them below the system's bound of 1024 pieces.
 const PAGES_PER_READ: usize = 256;
@@ -34,52 +35,72 @@ impl Read {
     }
 }
 
-/// Pages that are on disk only.
+/// Pages that are on disk only. A large table has hundreds of thousands, and the job waits for this to be
+/// made: so it is lists, and what need not be known yet is put off.
 pub(super) struct Unloaded {
-    /// Number and place by first hash.
-    pages: BTreeMap<u64, (u32, PageEntry)>,
-    /// First hashes in the order of places, the last first.
-    order: Vec<u64>,
+    /// Number and place, by first hash.
+    pages: Vec<(u32, PageEntry)>,
+    /// Which of them are still on disk only, and how many.
+    waiting: Vec<bool>,
+    left: usize,
+    /// Indices of pages by segment; and those of the segment that is being read, by offset, the first
+    /// one last.
+    segments: BTreeMap<SegmentId, Vec<u32>>,
+    order: Vec<u32>,
     source: Arc<dyn PageSource>,
 }
 
 impl Unloaded {
-    /// Pages with their numbers.
-    pub fn new(pages: &[(u32, PageEntry)], source: Arc<dyn PageSource>) -> Self {
-        let mut order: Vec<_> = pages.iter().map(|(_, page)| (page.place, page.prefix)).collect();
-        order.sort_unstable_by(|a, b| b.cmp(a));
-        Self {
-            pages: pages.iter().map(|page| (page.1.prefix, *page)).collect(),
-            order: order.into_iter().map(|(_, prefix)| prefix).collect(),
-            source,
+    /// Pages with their numbers, by first hash.
+    pub fn new(pages: Vec<(u32, PageEntry)>, source: Arc<dyn PageSource>) -> Self {
+        debug_assert!(pages.is_sorted_by_key(|(_, page)| page.prefix));
+        let mut segments: BTreeMap<SegmentId, Vec<u32>> = BTreeMap::new();
+        for (index, (_, page)) in (0..).zip(&pages) {
+            segments.entry(page.place.segment).or_default().push(index);
         }
+        let (waiting, left) = (vec![true; pages.len()], pages.len());
+        Self { pages, waiting, left, segments, order: Vec::new(), source }
     }
 
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
+        self.left == 0
     }
 
     /// Reads the page that `hash` belongs to.
     pub fn fault(&mut self, hash: u64) -> Result<Read, Error> {
-        let (prefix, page) = self.pages.range(..=hash).next_back().expect("it is not loaded");
-        let (prefix, (id, entry)) = (*prefix, *page);
+        let behind = self.pages.partition_point(|(_, page)| page.prefix <= hash);
+        let index = behind.checked_sub(1).expect("it is not loaded");
+        let (id, entry) = self.pages[index];
         self.check(&entry)?;
         let mut read = Read::into(id, entry);
         self.source.read(entry.place, &mut [IoSliceMut::new(read.incoming.bytes_mut())])?;
-        self.pages.remove(&prefix);
+        self.take(index);
         Ok(read)
+    }
+
+    fn take(&mut self, index: usize) {
+        assert!(std::mem::take(&mut self.waiting[index]), "a page is loaded once");
+        self.left -= 1;
     }
 
     /// Reads the next pages that lie one behind the other, about `budget_bytes` of them; none if
     /// nothing is left.
     pub fn next(&mut self, budget_bytes: usize) -> Result<Vec<Read>, Error> {
-        let (mut run, mut bytes) = (Vec::<Read>::new(), 0);
-        while let Some(prefix) = self.order.last() {
-            let Some((id, entry)) = self.pages.get(prefix).copied() else {
-                self.order.pop(); // it was asked for
+        let (mut run, mut indices, mut bytes) = (Vec::<Read>::new(), Vec::new(), 0);
+        loop {
+            let Some(&index) = self.order.last() else {
+                if !run.is_empty() || !self.next_segment() {
+                    break;
+                }
                 continue;
             };
+            let index = index as usize;
+            if !self.waiting[index] {
+                self.order.pop(); // it was asked for
+                continue;
+            }
+            let (id, entry) = self.pages[index];
             let is_next = run.last().is_none_or(|last| behind(&last.entry) == entry.place);
             if !is_next || run.len() == PAGES_PER_READ || bytes >= budget_bytes {
                 break;
@@ -88,10 +109,20 @@ impl Unloaded {
             self.order.pop();
             bytes += entry.bytes as usize;
             run.push(Read::into(id, entry));
+            indices.push(index);
         }
         self.fill(&mut run)?;
-        run.iter().for_each(|read| _ = self.pages.remove(&read.entry.prefix));
+        indices.into_iter().for_each(|index| self.take(index));
         Ok(run)
+    }
+
+    /// Puts the pages of the next segment in order; whether there is one.
+    fn next_segment(&mut self) -> bool {
+        let Some((_, order)) = self.segments.pop_first() else { return false };
+        self.order = order;
+        let pages = &self.pages;
+        self.order.sort_unstable_by_key(|i| std::cmp::Reverse(pages[*i as usize].1.place.offset));
+        true
     }
 
     /// Reads a run of pages into their memory, and the zeros between them into nowhere.

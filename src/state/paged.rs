@@ -205,7 +205,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         let (tiles, on_disk) = tiled(self.groups.clone(), GROUP_BITS, pages)?;
         self.directory = Directory::with_pages(self.groups.clone(), &tiles);
         on_disk.iter().for_each(|(id, entry)| self.capture.ledger.set(*id, *entry));
-        self.unloaded = Some(Unloaded::new(&on_disk, source.clone()));
+        self.unloaded = Some(Unloaded::new(on_disk, source.clone()));
         Ok(())
     }
 

@@ -16,22 +16,29 @@ use crate::frame::FrameKind;
 use crate::id::SnapshotId;
 use crate::state::PageEntry;
 
-/// The pages of one table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pages(BTreeMap<u64, PageEntry>);
+/// A page entry, and how late it was written.
+type Dated = (PageEntry, u32);
 
-impl Pages {
-    /// A later entry: it takes the place of those that it overlaps.
-    fn put(&mut self, entry: PageEntry) {
-        let last = last_hash(&entry);
-        let before = self.0.range(..entry.prefix).next_back();
-        if let Some((&prefix, _)) = before.filter(|(_, e)| last_hash(e) >= entry.prefix) {
-            self.0.remove(&prefix);
+/// Of entries of one table the ones that count, by first hash: of two for the same hashes the later one.
+///
+/// Ranges of pages are those of a binary tree, so two either lie apart or one holds the other. In the
+/// order of first hashes, wider ones first, those that hold an entry are a stack.
+fn newest(mut entries: Vec<Dated>) -> Vec<PageEntry> {
+    entries.sort_unstable_by_key(|(entry, date)| (entry.prefix, entry.depth, *date));
+    let mut counts = vec![true; entries.len()];
+    let mut holding: Vec<usize> = Vec::new();
+    for (index, (entry, date)) in entries.iter().enumerate() {
+        while holding.last().is_some_and(|wider| last_hash(&entries[*wider].0) < entry.prefix) {
+            holding.pop();
         }
-        let within: Vec<u64> = self.0.range(entry.prefix..=last).map(|(at, _)| *at).collect();
-        within.iter().for_each(|prefix| _ = self.0.remove(prefix));
-        self.0.insert(entry.prefix, entry);
+        for wider in &holding {
+            let older = if entries[*wider].1 > *date { index } else { *wider };
+            counts[older] = false;
+        }
+        holding.push(index);
     }
+    let counting = entries.iter().zip(counts).filter(|(_, counts)| *counts);
+    counting.map(|((entry, _), _)| *entry).collect()
 }
 
 fn last_hash(entry: &PageEntry) -> u64 {
@@ -68,21 +75,21 @@ impl Content {
         if part.bytes == 0 {
             return Ok(());
         }
-        let mut tables: BTreeMap<(String, u32), Pages> = BTreeMap::new();
-        let mut links = Vec::new();
-        let newest = Index::read(disk, dir, snapshot, Link::of(part, snapshot))?;
-        self.pieces.extend(newest.pieces);
-        links.push((newest.before, newest.tables));
+        let newest_index = Index::read(disk, dir, snapshot, Link::of(part, snapshot))?;
+        self.pieces.extend(newest_index.pieces);
+        let mut links = vec![(newest_index.before, newest_index.tables)];
         while let Some(link) = links.last().and_then(|(before, _)| *before) {
             let index = Index::read(disk, dir, snapshot, link)?;
             links.push((index.before, index.tables));
         }
-        for (operator, schema, entries) in links.into_iter().rev().flat_map(|(_, tables)| tables) {
+        let mut tables: BTreeMap<(String, u32), Vec<Dated>> = BTreeMap::new();
+        let oldest_first = links.into_iter().rev().flat_map(|(_, tables)| tables);
+        for (date, (operator, schema, entries)) in (0..).zip(oldest_first) {
             let table = tables.entry((operator, schema)).or_default();
-            entries.into_iter().for_each(|entry| table.put(entry));
+            table.extend(entries.into_iter().map(|entry| (entry, date)));
         }
-        for (table, Pages(pages)) in tables {
-            self.tables.entry(table).or_default().extend(pages.into_values());
+        for (table, entries) in tables {
+            self.tables.entry(table).or_default().extend(newest(entries));
         }
         Ok(())
     }
@@ -159,16 +166,22 @@ mod tests {
     #[test]
     fn of_two_pages_for_the_same_hashes_the_later_counts() {
         let (half, quarter) = (1 << 63, 1 << 62);
-        let mut pages = Pages::default();
-        pages.put(entry(0, 1, 1));
-        pages.put(entry(half, 1, 2));
-        pages.put(entry(0, 2, 3));
-        assert_eq!(pages.0.keys().copied().collect::<Vec<_>>(), [0, half], "half is uncovered");
-        pages.put(entry(quarter, 2, 4));
-        pages.put(entry(half, 1, 5));
-        let bytes: Vec<u32> = pages.0.values().map(|entry| entry.bytes).collect();
-        assert_eq!(bytes, [3, 4, 5]);
-        pages.put(entry(0, 0, 6));
-        assert_eq!(pages.0.len(), 1, "all are of the one");
+        let mut written = vec![
+            (entry(0, 1, 1), 0),
+            (entry(half, 1, 2), 0),
+            (entry(0, 2, 3), 1),
+            (entry(quarter, 2, 4), 1),
+            (entry(half, 1, 5), 2),
+        ];
+        let sizes = |written: &[Dated]| {
+            newest(written.to_vec()).iter().map(|entry| entry.bytes).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&written), [3, 4, 5]);
+        written.reverse();
+        assert_eq!(sizes(&written), [3, 4, 5]);
+        written.push((entry(0, 0, 6), 3));
+        assert_eq!(sizes(&written), [6], "all are of the one");
+        written.push((entry(quarter, 3, 7), 4));
+        assert_eq!(sizes(&written), [7], "the rest is uncovered, which who restores it finds");
     }
 }

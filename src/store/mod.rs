@@ -133,6 +133,8 @@ pub struct Store {
     slots: slots::Slots,
     /// Set when it is not known whether this snapshot is committed: nothing may follow.
     undecided: Option<SnapshotId>,
+    /// What the open has read of the newest snapshot, for whoever loads it.
+    verified: Option<(Vec<PartRef>, chain::Content)>,
     _lock: DiskLock,
 }
 
@@ -242,12 +244,18 @@ impl Store {
     }
 
     /// All state of a snapshot: pieces in the order of its parts, and where its pages lie; every
-    /// checksum but those of pages is checked again.
+    /// checksum but those of pages has been checked.
     ///
     /// # Errors
     /// [`Corrupt`](crate::error::Error::Corrupt) or [`Io`](crate::error::Error::Io).
-    pub fn load(&self, manifest: &Manifest) -> Result<Loaded> {
-        read::load(&self.directory.disk, &self.directory.path, manifest)
+    pub fn load(&mut self, manifest: &Manifest) -> Result<Loaded> {
+        let verified = self.verified.take().filter(|(parts, _)| *parts == manifest.parts);
+        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
+        let content = match verified {
+            Some((_, content)) => content,
+            None => read::content(disk, dir, manifest, read::Depth::Indices)?,
+        };
+        read::load(disk, dir, content)
     }
 }
 

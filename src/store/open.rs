@@ -10,15 +10,16 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
+use super::chain::Content;
 use super::layout::{
     GENERATION, JOB, LOCK, Name, SlotNumber, manifest_name, refused, replace, segment_name,
 };
 use super::manifest::{
-    JobIdentity, Manifest, bytes_to_frame, from_whole_frame, to_frame, whole_frame,
+    JobIdentity, Manifest, PartRef, bytes_to_frame, from_whole_frame, to_frame, whole_frame,
 };
 use super::read::Depth;
 use super::segment::{Directory, Known, Table};
-use super::slots::{Content, Kept, Slots};
+use super::slots::{self, Kept, Slots};
 use super::{Opened, RETENTION_MIN, Skipped, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
@@ -52,6 +53,7 @@ struct Contents {
 #[derive(Default)]
 struct Found {
     newest: Option<Manifest>,
+    verified: Option<(Vec<PartRef>, Content)>,
     slots: Slots,
     /// Highest in any manifest.
     snapshot_max: u64,
@@ -95,6 +97,7 @@ pub(super) fn open(
         tried: SnapshotId(0),
         slots: found.slots,
         undecided: None,
+        verified: found.verified,
         _lock: lock,
         directory: Arc::new(Directory {
             disk,
@@ -288,7 +291,7 @@ fn find_newest(
     let mut manifests = Vec::new();
     for &slot in &contents.slots {
         match read::slot(disk, dir, slot) {
-            Ok(None) => _ = found.slots.set(slot, Content::Free),
+            Ok(None) => _ = found.slots.set(slot, slots::Content::Free),
             Ok(Some(manifest)) if manifest.job == *job => manifests.push((slot, manifest)),
             Ok(Some(other)) => {
                 let reason = format!("of another job, '{}'", other.job.name);
@@ -303,14 +306,17 @@ fn find_newest(
         found.snapshot_max = found.snapshot_max.max(manifest.snapshot);
         found.generation_max = found.generation_max.max(manifest.generation);
         let kept = Kept::of(&manifest);
-        if found.newest.is_none()
-            && let Err(error) = read::content(disk, dir, &manifest, depth)
-        {
-            found.pinned.extend(kept.segments);
-            found.skip(slot, Some(manifest.id()), error)?;
-            continue;
+        if found.newest.is_none() {
+            match read::content(disk, dir, &manifest, depth) {
+                Ok(content) => found.verified = Some((manifest.parts.clone(), content)),
+                Err(error) => {
+                    found.pinned.extend(kept.segments);
+                    found.skip(slot, Some(manifest.id()), error)?;
+                    continue;
+                }
+            }
         }
-        found.slots.set(slot, Content::Valid(kept));
+        found.slots.set(slot, slots::Content::Valid(kept));
         found.newest.get_or_insert(manifest);
     }
     for name in &contents.passed_over {
@@ -341,7 +347,7 @@ impl Found {
         if !damaged {
             return Err(error);
         }
-        self.slots.set(slot, Content::Skipped);
+        self.slots.set(slot, slots::Content::Skipped);
         self.skipped.push(Skipped(slot));
         self.fell_back = true;
         self.warnings.push(match id {
@@ -364,7 +370,7 @@ fn table(disk: &dyn Disk, dir: &Path, contents: &Contents, found: &Found) -> Res
         table.segments.insert(segment, Known { pinned, capacity_bytes, ..Known::default() });
     }
     for content in found.slots.0.values() {
-        let Content::Valid(kept) = content else { continue };
+        let slots::Content::Valid(kept) = content else { continue };
         for segment in &kept.segments {
             // An older manifest may name a segment that is gone: it was not verified.
             table.segments.entry(*segment).or_default().manifests += 1;

@@ -110,8 +110,7 @@ fn verify_pages(disk: &dyn Disk, path: &Path, pages: &[&PageEntry]) -> Result<()
 }
 
 /// All state of a snapshot: pieces as they are, pages by where they lie.
-pub(super) fn load(disk: &Arc<dyn Disk>, dir: &Path, manifest: &Manifest) -> Result<Loaded> {
-    let mut content = content(&**disk, dir, manifest, Depth::Indices)?;
+pub(super) fn load(disk: &dyn Disk, dir: &Path, mut content: Content) -> Result<Loaded> {
     let mut files = BTreeMap::new();
     for page in content.pages() {
         let segment = page.place.segment;

@@ -141,7 +141,7 @@ fn wait(writer: &mut PartWriter) -> Vec<Written> {
 }
 
 /// Checks that the state in the manifest is all of that snapshot.
-fn check_state(store: &Store, manifest: &Manifest) {
+fn check_state(store: &mut Store, manifest: &Manifest) {
     let id = manifest.id();
     let loaded = store.load(manifest).unwrap();
     assert_eq!(loaded.pieces.len(), 4);
@@ -187,13 +187,13 @@ fn what_was_committed_is_restored_on_every_disk() {
             running.snapshot().unwrap();
         }
         drop(running);
-        let opened = try_open(&disk, &dir).unwrap();
+        let mut opened = try_open(&disk, &dir).unwrap();
         assert_eq!(opened.warnings, Vec::<String>::new());
         assert_eq!(opened.store.generation(), 2);
         assert!(opened.store.next_snapshot() > SnapshotId(50 + 4));
         let newest = opened.newest.unwrap();
         assert_eq!(newest.id(), SnapshotId(50));
-        check_state(&opened.store, &newest);
+        check_state(&mut opened.store, &newest);
         assert_eq!(show(&*disk, &dir, newest.id()).unwrap(), newest);
         let report = verify(&*disk, &dir).unwrap();
         assert!(report.is_whole(), "{:?}", report.problems);

@@ -104,9 +104,9 @@ impl Supervisor<'_> {
     }
 
     /// What the newest snapshot holds.
-    pub(super) fn load(&self) -> Result<Loaded> {
+    pub(super) fn load(&mut self) -> Result<Loaded> {
         let newest = self.newest.as_ref().expect("there is a snapshot");
-        self.store.as_ref().expect("it is in a directory").load(newest)
+        self.store.as_mut().expect("it is in a directory").load(newest)
     }
 
     pub(super) fn recover_sinks(&mut self, entries: Option<&[StateEntry]>) -> Result<()> {

@@ -178,9 +178,9 @@ fn short_writes_make_no_difference() {
     let mut running = Running::start(open(&disk).store).unwrap();
     let id = (0..20).map(|_| running.snapshot().unwrap()).last().unwrap();
     disk.crash();
-    let opened = open(&disk);
+    let mut opened = open(&disk);
     assert_eq!(opened.newest.as_ref().unwrap().id(), id);
-    check_state(&opened.store, &opened.newest.unwrap());
+    check_state(&mut opened.store, &opened.newest.unwrap());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 
 /// Opens after a crash and checks that the newest snapshot is one of these, whole.
 fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
-    let opened = open(disk);
+    let mut opened = open(disk);
     // A slot that was being overwritten may be torn, and nothing but that.
     assert!(opened.warnings.len() <= 1, "{story}: {:?}", opened.warnings);
     let is_slot = |warning: &String| warning.contains("manifest-") && warning.contains("cut short");
@@ -13,7 +13,7 @@ fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
     let found = opened.newest.as_ref().map_or(0, |manifest| manifest.snapshot);
     assert!(allowed.contains(&found), "{story}: snapshot {found} instead of {allowed:?}");
     if let Some(manifest) = &opened.newest {
-        check_state(&opened.store, manifest);
+        check_state(&mut opened.store, manifest);
         assert!(opened.store.next_snapshot() > manifest.id());
     }
     let report = verify(disk, Path::new(DIR)).unwrap();
@@ -151,9 +151,9 @@ fn random_faults_never_lose_a_committed_snapshot() {
             running.settle();
         }
         disk.crash();
-        let opened = open(&disk);
+        let mut opened = open(&disk);
         let found = opened.newest.as_ref().map_or(0, |manifest| manifest.snapshot);
         assert!(found >= committed, "seed {seed}: {found} after {committed}");
-        opened.newest.iter().for_each(|manifest| check_state(&opened.store, manifest));
+        opened.newest.iter().for_each(|manifest| check_state(&mut opened.store, manifest));
     }
 }

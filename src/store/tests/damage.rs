@@ -22,7 +22,7 @@ fn slot_of(disk: &MemoryDisk, id: SnapshotId) -> String {
 }
 
 /// Bytes of segments, by name, that some snapshot in the directory needs.
-fn needed(disk: &MemoryDisk, store: &Store) -> Vec<(String, std::ops::Range<u64>)> {
+fn needed(disk: &MemoryDisk, store: &mut Store) -> Vec<(String, std::ops::Range<u64>)> {
     let mut ranges = Vec::new();
     for info in list(disk, Path::new(DIR)).unwrap() {
         let manifest = info.manifest.unwrap();
@@ -48,7 +48,7 @@ fn needed(disk: &MemoryDisk, store: &Store) -> Vec<(String, std::ops::Range<u64>
 fn every_flipped_bit_of_a_directory_is_detected_or_lies_where_nothing_is() {
     let (disk, newest) = after_snapshots(1, 3);
     let older = SnapshotId(newest.0 - 1);
-    let needed = needed(&disk, &open(&disk).store);
+    let needed = needed(&disk, &mut open(&disk).store);
     for name in names(&disk) {
         if name == "LOCK" {
             continue;
@@ -143,12 +143,12 @@ fn whose_a_directory_is_the_manifests_say_too() {
 }
 
 fn check_fallback(disk: &MemoryDisk, expected: SnapshotId, file: &str) {
-    let opened = open(disk);
+    let mut opened = open(disk);
     let warning = opened.warnings.first().expect("it is said");
     assert!(warning.contains(file) && warning.contains("corrupt at byte"), "{warning}");
     let newest = opened.newest.unwrap();
     assert_eq!(newest.id(), expected);
-    check_state(&opened.store, &newest);
+    check_state(&mut opened.store, &newest);
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_missing_link_falls_back_behind_it() {
 #[test]
 fn a_damaged_page_is_found_when_pages_are_verified_and_then_fallen_back_from() {
     let (disk, newest) = after_snapshots(1, 3);
-    let opened = open(&disk);
+    let mut opened = open(&disk);
     let loaded = opened.store.load(opened.newest.as_ref().unwrap()).unwrap();
     let is_newest = |page: &&PageEntry| book::text(&*loaded.source, page) == state(newest, 0);
     let page = *loaded.pages[0].2.iter().find(is_newest).unwrap();

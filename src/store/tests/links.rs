@@ -83,7 +83,7 @@ impl Run {
     }
 
     /// Every snapshot that is kept is what it was.
-    fn check(&self) {
+    fn check(&mut self) {
         let infos = list(&self.disk, Path::new(DIR)).unwrap();
         assert!(!infos.is_empty());
         for info in infos {
