@@ -1,7 +1,6 @@
 //! Reading back: manifests, indices and pages, every length and checksum checked before use.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,31 +62,42 @@ pub(super) fn content(
         content.read(disk, dir, manifest.id(), part)?;
     }
     let named = manifest.segments();
-    let mut segments: BTreeMap<SegmentId, Vec<&PageEntry>> = BTreeMap::new();
-    for page in content.pages() {
-        segments.entry(page.place.segment).or_default().push(page);
-    }
-    for (segment, mut pages) in segments {
+    for (segment, end) in ends(&content) {
         let path = segment_path(dir, segment.0);
         if !named.contains(&segment) {
             return Err(Error::corrupt(path, 0, "a page lies in a segment that is not named"));
         }
         let length = disk.len(&path).map_err(Error::io("read", &path))?;
-        let ends_behind = |page: &&&PageEntry| {
-            page.place.offset.checked_add(page.bytes.into()).is_none_or(|end| end > length)
-        };
-        if let Some(page) = pages.iter().find(ends_behind) {
-            let at = page.place.offset;
-            let reason =
-                format!("a page of {} bytes from {at} on, the file ends before", page.bytes);
+        if end > length {
+            let reason = format!("the file ends before its last page, at byte {end}");
             return Err(Error::corrupt(path, length, reason));
         }
-        if depth == Depth::Pages {
+    }
+    if depth == Depth::Pages {
+        let mut segments: BTreeMap<SegmentId, Vec<&PageEntry>> = BTreeMap::new();
+        for page in content.pages() {
+            segments.entry(page.place.segment).or_default().push(page);
+        }
+        for (segment, mut pages) in segments {
             pages.sort_unstable_by_key(|page| page.place);
-            verify_pages(disk, &path, &pages)?;
+            verify_pages(disk, &segment_path(dir, segment.0), &pages)?;
         }
     }
     Ok(content)
+}
+
+/// The segments that pages lie in, and where the last page in each ends.
+fn ends(content: &Content) -> BTreeMap<SegmentId, u64> {
+    let mut ends: BTreeMap<SegmentId, u64> = BTreeMap::new();
+    let mut pages = content.pages().peekable();
+    while let Some(&&PageEntry { place: Place { segment, .. }, .. }) = pages.peek() {
+        // Neighbours often lie in the same one.
+        let end = ends.entry(segment).or_default();
+        while let Some(page) = pages.next_if(|page| page.place.segment == segment) {
+            *end = (*end).max(page.place.offset.saturating_add(page.bytes.into()));
+        }
+    }
+    ends
 }
 
 fn verify_pages(disk: &dyn Disk, path: &Path, pages: &[&PageEntry]) -> Result<()> {
@@ -112,12 +122,9 @@ fn verify_pages(disk: &dyn Disk, path: &Path, pages: &[&PageEntry]) -> Result<()
 /// All state of a snapshot: pieces as they are, pages by where they lie.
 pub(super) fn load(disk: &dyn Disk, dir: &Path, mut content: Content) -> Result<Loaded> {
     let mut files = BTreeMap::new();
-    for page in content.pages() {
-        let segment = page.place.segment;
-        if let Entry::Vacant(vacant) = files.entry(segment) {
-            let path = segment_path(dir, segment.0);
-            vacant.insert(disk.open_read(&path).map_err(Error::io("open", path))?);
-        }
+    for segment in ends(&content).into_keys() {
+        let path = segment_path(dir, segment.0);
+        files.insert(segment, disk.open_read(&path).map_err(Error::io("open", path))?);
     }
     let pieces: Vec<StateEntry> = std::mem::take(&mut content.pieces);
     let source = Arc::new(Segments { dir: dir.to_path_buf(), files });
