@@ -37,6 +37,15 @@ pub const DISK_POLL_NS: u64 = 50_000;
 pub const RING_SLOTS_MAX: usize = 1 << 20;
 /// Longest line a text source accepts, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// Longest key of state that is a string of bytes.
+pub const KEY_BYTES_MAX: usize = 1 << 20;
+/// Largest entry of state that is archived, key and value together, in bytes. It is copied as a whole when
+/// it has changed.
+pub const ENTRY_BYTES_MAX: usize = 64 << 20;
+/// A job ends with an error before less memory than this is left, in bytes.
+pub const MEMORY_RESERVE_BYTES: u64 = 64 << 20;
+/// How often that is looked at, ns.
+pub const MEMORY_CHECK_NS: u64 = 100_000_000;
 /// Output a console sink may hold back until its snapshot is complete, in bytes.
 pub const UNCOMMITTED_BYTES_MAX: usize = 256 << 20;
 /// Bytes of records, counted as [`crate::spill`] counts them, that are spilled in one write. Large

@@ -10,7 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use command::{Place, Ran, assert_final, assert_updates, contents, ended, start, tidegate, until};
+use command::{
+    Place, Ran, SLOW, assert_final, assert_updates, contents, ended, start, tidegate, until,
+};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tidegate::disk::ThreadDisk;
 use tidegate::store;
@@ -238,7 +240,7 @@ fn an_output_that_is_already_there_is_left_alone() {
 fn an_output_directory_in_use_or_of_another_job_is_left_alone() {
     let place = Place::new(2000);
     let mine = ["--emit", "updates", "--roll", "1h", "--output", "@out", "--snapshots", "@mine"];
-    let slow = [&mine[..], &["--rate", "2000"]].concat();
+    let slow = [&mine[..], &["--rate", SLOW]].concat();
     let mut child = start(&place.arguments(&slow));
     let pid = child.id().to_string();
     let written = || {
@@ -273,9 +275,10 @@ fn a_run_that_was_killed_before_its_first_snapshot_or_without_any_is_in_nobodys_
             &["--output", "@out", "--snapshots", "@s"],
         ),
     ] {
-        // More than the sink holds back, so that a hidden file is made.
-        let place = Place::new(20_000);
-        let updates = ["--emit", "updates", "--rate", "15000"];
+        // The first line is more than the sink holds back, so that a hidden file is made.
+        let first_line = "word ".repeat(60_000) + "\n";
+        let place = Place::with_text(first_line + &"more\n".repeat(2000));
+        let updates = ["--emit", "updates", "--rate", SLOW];
         let mut child = start(&place.arguments(&[first, &updates].concat()));
         until(&mut child, || {
             contents(&place.path("out")).keys().any(|name| name.starts_with(".part-"))
@@ -293,7 +296,7 @@ fn another_output_directory_than_the_snapshots_go_on_from_is_refused_and_a_moved
     let run = |output: &'static str, snapshots: &'static str| {
         ["--emit", "updates", "--roll", "0", "--output", output, "--snapshots", snapshots]
     };
-    let slow = [&run("@out", "@s")[..], &["--rate", "4000"]].concat();
+    let slow = [&run("@out", "@s")[..], &["--rate", SLOW]].concat();
     let mut child = start(&place.arguments(&slow));
     until(&mut child, || !place.committed("out").is_empty());
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
@@ -314,7 +317,7 @@ fn another_output_directory_than_the_snapshots_go_on_from_is_refused_and_a_moved
 fn an_output_file_that_something_else_made_is_not_replaced_and_is_not_tried_again() {
     let place = Place::new(2000);
     let more = ["--emit", "updates", "--roll", "1h", "--output", "@out", "--snapshots", "@s"];
-    let mut child = start(&place.arguments(&[&more[..], &["--rate", "2000"]].concat()));
+    let mut child = start(&place.arguments(&[&more[..], &["--rate", SLOW]].concat()));
     let hidden = || contents(&place.path("out")).into_keys().find(|n| n.starts_with(".part-"));
     until(&mut child, || hidden().is_some() && manifests(&place).len() > 2);
     let name = hidden().expect("seen above")[1..].to_string();
@@ -404,7 +407,7 @@ fn a_snapshot_directory_in_use_names_the_process() {
 fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     let place = Place::new(2000);
     let more = ["--snapshots", "@s", "--output", "@out", "--emit", "updates", "--roll", "0"];
-    let mut child = start(&place.arguments(&[&more[..], &["--rate", "4000"]].concat()));
+    let mut child = start(&place.arguments(&[&more[..], &["--rate", SLOW]].concat()));
     until(&mut child, || manifests(&place).len() >= 3);
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a running process");
     Ran::after(child).succeeded();
@@ -480,7 +483,9 @@ fn a_snapshot_directory_that_is_not_there_is_named_by_who_looks_at_it() {
 #[test]
 fn a_snapshot_directory_that_is_deleted_while_the_job_runs_ends_it() {
     let place = Place::new(2000);
-    let more = ["--snapshots", "@s", "--emit", "updates", "--rate", "4000", "--interval", "1ms"];
+    // Four seconds: a snapshot on the way is given up with a warning, and only the last one, at the
+    // end of the input, is one that the job cannot do without.
+    let more = ["--snapshots", "@s", "--emit", "updates", "--rate", "500", "--interval", "1ms"];
     let mut child = start(&place.arguments(&[&more[..], &["--output", "@out"]].concat()));
     until(&mut child, || manifests(&place).len() >= 3);
     let published = place.committed("out");

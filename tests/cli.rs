@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 
 use command::{
-    Place, Ran, assert_components, assert_final, assert_updates, component_lines, contents, start,
-    tidegate, until, whole_lines,
+    Place, Ran, SLOW, assert_components, assert_final, assert_updates, component_lines, contents,
+    start, tidegate, until, whole_lines,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -123,7 +123,7 @@ fn after_a_stop_the_same_command_goes_on_to_the_right_counts() {
     for (number, parallelism) in [(Signal::TERM, "2"), (Signal::INT, "1")] {
         let place = Place::new(2000);
         let more = ["--emit", "updates", "--output", "@out", "--roll", "0", "--snapshots", "@s"];
-        let slow = [&more[..], &["--rate", "3000", "--parallelism", parallelism]].concat();
+        let slow = [&more[..], &["--rate", SLOW, "--parallelism", parallelism]].concat();
         let mut child = start(&place.arguments(&slow));
         until(&mut child, || !place.committed("out").is_empty());
         signal(&child, number);
@@ -379,7 +379,7 @@ fn an_edge_list_may_hold_comments_tabs_carriage_returns_and_no_last_line_end() {
 fn a_loop_that_is_stopped_goes_on_and_once_complete_changes_nothing() {
     let place = Place::of_edges(2000);
     let more = ["--output", "@out", "--snapshots", "@s", "--interval", "2ms"];
-    let slow = [&more[..], &["--rate", "3000", "--parallelism", "2"]].concat();
+    let slow = [&more[..], &["--rate", SLOW, "--parallelism", "2"]].concat();
     let mut child = start(&place.arguments_of("iterate", &slow));
     let has_manifest = || contents(&place.path("s")).into_keys().any(|name| name == "manifest-0");
     until(&mut child, has_manifest);

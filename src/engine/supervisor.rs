@@ -25,7 +25,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use self::hold::hold;
-use super::{End, Handle, Notice, Report};
+use super::{End, Handle, Notice, Report, memory};
 use crate::clock;
 use crate::config::{Config, Mode, Snapshots, Spill};
 use crate::coordinator::{Action, Coordinator};
@@ -119,6 +119,7 @@ pub struct Supervisor<'g> {
     loading: BTreeSet<WorkerId>,
     /// Whether a worker still hands captured state over.
     draining: Vec<Arc<AtomicBool>>,
+    memory: memory::Watch,
     failures: u32,
     /// Whether bytes of a snapshot were found damaged since it was last looked at.
     found_damage: bool,
@@ -216,6 +217,7 @@ impl<'g> Supervisor<'g> {
             alive: BTreeSet::new(),
             loading: BTreeSet::new(),
             draining: Vec::new(),
+            memory: memory::Watch::default(),
             failures: 0,
             found_damage: false,
             proven_from: None,
@@ -249,6 +251,11 @@ impl<'g> Supervisor<'g> {
                 };
             }
             Phase::Running => {
+                if let Some(error) = self.memory.check(now_ns) {
+                    self.tell(Command::Stop);
+                    self.phase = Phase::Stopping(error);
+                    return self.wait_until(None);
+                }
                 if self.handle.is_stopped() {
                     self.coordinator.stop(now_ns);
                 }

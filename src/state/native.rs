@@ -25,6 +25,7 @@ use super::ledger::Lost;
 use super::load::{Read, Unloaded};
 use super::tiles::{DEPTH_MAX, Tiles, tiled};
 use super::{Drained, SCHEMA_ENTRIES, StateWriter};
+use crate::config::ENTRY_BYTES_MAX;
 use crate::error::Error;
 use crate::guard;
 use crate::id::KeyGroup;
@@ -338,6 +339,12 @@ fn serialise<K: Key, V: Data>(table: &HashTable<Entry<K, V>>) -> Result<Vec<u8>,
     let mut bytes = vec![0; HEADER_BYTES];
     bytes[..8].copy_from_slice(&(archives.len() as u64).to_le_bytes());
     for (hash, key, value) in &archives {
+        if key.len() + value.len() > ENTRY_BYTES_MAX {
+            let (entry, limit) = (key.len() + value.len(), ENTRY_BYTES_MAX >> 20);
+            return Err(format!(
+                "an entry of {entry} bytes, at most {limit} MiB can be: spread it over several keys"
+            ));
+        }
         let len = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| too_long(bytes.len()));
         bytes.extend_from_slice(&hash.to_le_bytes());
         bytes.extend_from_slice(&len(key)?.to_le_bytes());

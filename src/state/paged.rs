@@ -23,11 +23,21 @@ use super::load::{Read, Unloaded};
 use super::page::{PageMut, Place, heap_bytes_of};
 use super::tiles::tiled;
 use super::{Drained, SCHEMA_BYTE_PAGES, SCHEMA_PAGES, StateWriter, restore};
+use crate::config::KEY_BYTES_MAX;
 use crate::error::Error;
 use crate::guard;
 use crate::id::KeyGroup;
 use crate::key::Key;
 use crate::record::Data;
+
+#[cold]
+fn key_too_long(bytes: usize) -> Error {
+    Error::Limit {
+        what: format!("a key of {bytes} bytes"),
+        limit: format!("{KEY_BYTES_MAX} bytes"),
+        remedy: "key by something shorter, such as a hash or a number of it".into(),
+    }
+}
 
 pub(super) struct PagedTable<K: Key, V: Data> {
     directory: Directory<K, V>,
@@ -114,8 +124,11 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     /// Puts a new entry into vacant slot `index` of its page, or wherever it is after growing.
     #[inline(never)]
     fn fill(&mut self, hash: u64, key: &K, index: usize, value: V) -> NonNull<V> {
-        self.len += 1;
         let heap_bytes = heap_bytes_of(key);
+        if heap_bytes > KEY_BYTES_MAX {
+            guard::raise(key_too_long(heap_bytes));
+        }
+        self.len += 1;
         let mut index = index;
         if !self.directory.page(hash).has_room(index, heap_bytes) {
             index = self.directory.make_room(hash, heap_bytes, self.capture.version());

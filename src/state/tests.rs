@@ -8,6 +8,8 @@ use smallvec::SmallVec;
 
 use self::shelf::{Index, Shelf};
 use super::{Cursor, Drained, KeyedTable, OperatorState};
+use crate::config::KEY_BYTES_MAX;
+use crate::guard;
 use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
@@ -369,4 +371,17 @@ fn a_value_that_does_not_serialise_fails_the_snapshot() {
         table.mark(SnapshotId(4));
         assert_eq!(table.drain(usize::MAX, &mut Shelf::new()).unwrap(), Drained::Done);
     }
+}
+
+#[test]
+fn a_key_above_its_limit_is_an_error_that_says_what_to_do_and_one_below_is_not() {
+    let mut table = KeyedTable::<String, u64>::new(0..128);
+    let mut insert = |bytes: usize| {
+        let key = "k".repeat(bytes);
+        guard::caught(|| *table.upsert(key.key_hash(), &key, || 1))
+    };
+    assert_eq!(insert(KEY_BYTES_MAX).unwrap(), 1);
+    let Err(guard::Caught::Error(error)) = insert(KEY_BYTES_MAX + 1) else { panic!("it is taken") };
+    let text = error.to_string();
+    assert!(text.contains("a key of 1048577 bytes") && text.contains("shorter"), "{text}");
 }

@@ -16,6 +16,10 @@ use crate::common::{count_words, graph};
 /// Longest wait for something a process has to do, ns.
 const PATIENCE_NS: u64 = 60_000_000_000;
 
+/// A `--rate` at which 2000 lines or edges last longer than [`PATIENCE_NS`]: a job that is to be
+/// stopped half way is still running whenever a busy machine lets the test look.
+pub const SLOW: &str = "20";
+
 /// How a process ended.
 #[derive(Debug)]
 pub struct Ran {

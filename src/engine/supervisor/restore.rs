@@ -5,7 +5,6 @@
 //! - Every piece of state in the snapshot is taken by a task, or the restore fails.
 
 use super::*;
-use crate::engine::memory;
 
 /// Inside the snapshot directory.
 const SPILL_DIRECTORY: &str = "spill";
