@@ -5,30 +5,25 @@
 //!
 //! `cargo bench --bench state [filter]`; `cargo test --bench state` runs everything small.
 
-use std::hint::black_box;
+#[path = "common/cpu_time.rs"]
+mod cpu_time;
 
+use std::hint::black_box;
+use std::io::IoSliceMut;
+use std::sync::Arc;
+
+use cpu_time::{Start, median};
 use hashbrown::HashTable;
 use smallvec::SmallVec;
-use tidegate::id::{SnapshotId, StateSlot};
+use tidegate::error::Error;
+use tidegate::id::{SegmentId, SnapshotId, StateSlot};
 use tidegate::key::{Key, hash_word};
-use tidegate::state::{Drained, KeyedTable, OperatorState, StateWriter};
+use tidegate::state::{
+    Chunk, Drained, KeyedTable, OperatorState, PageEntry, PageSource, Place, StateWriter,
+};
 
 /// Records per batch: prefetched together, then updated.
 const BATCH: usize = 128;
-
-/// A moment in this thread's CPU time.
-struct Start(rustix::time::Timespec);
-
-impl Start {
-    fn now() -> Self {
-        Self(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime))
-    }
-
-    fn elapsed_ns(&self) -> f64 {
-        let passed = Self::now().0 - self.0;
-        passed.tv_sec as f64 * 1e9 + passed.tv_nsec as f64
-    }
-}
 
 /// What is measured: adds 1 to the count of every key of a batch.
 trait Counter {
@@ -130,20 +125,74 @@ impl<const PREFETCH: bool> Counter for Paged<PREFETCH> {
     }
 }
 
-/// Counts what is written and forgets it.
+/// Takes chunks as a disk would, into one segment; counts them, and keeps them if it is to be read.
 #[derive(Default)]
-struct Sink {
-    pieces: usize,
+struct Disk {
+    is_kept: bool,
+    schema: u32,
+    pages: Vec<PageEntry>,
+    chunks: usize,
     bytes: usize,
-    copy: Vec<u8>,
+    segment: Vec<u8>,
 }
 
-impl StateWriter for Sink {
-    fn write(&mut self, _slot: StateSlot, _schema: u32, bytes: &[u8]) {
-        self.pieces += 1;
-        self.bytes += bytes.len();
-        self.copy.clear();
-        self.copy.extend_from_slice(bytes);
+impl StateWriter for Disk {
+    fn enter(&mut self, operator: &str) {
+        panic!("{operator} is no table");
+    }
+
+    fn write(&mut self, slot: StateSlot, schema: u32, _bytes: &[u8]) {
+        panic!("a table has no piece {slot:?} of schema {schema}");
+    }
+
+    fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
+        let place = Place { segment: SegmentId(1), offset: self.segment.len() as u64 };
+        self.chunks += 1;
+        self.bytes += chunk.bytes.len();
+        if self.is_kept {
+            self.schema = schema;
+            self.segment.extend_from_slice(&chunk.bytes);
+            self.pages.extend(chunk.pages.iter().map(|page| page.entry(place)));
+        }
+        chunk.clear();
+        place
+    }
+
+    fn wants_map(&self) -> bool {
+        false
+    }
+
+    fn map(&mut self, schema: u32, entries: &[PageEntry]) {
+        panic!("a map of {} pages of schema {schema}: nobody wants one", entries.len());
+    }
+
+    fn keeps(&mut self, _segment: SegmentId, _bytes: u64) {}
+
+    fn empties(&self) -> Option<SegmentId> {
+        None
+    }
+
+    fn may_rewrite(&mut self, _bytes: usize) -> bool {
+        false
+    }
+}
+
+/// A segment to restore from.
+struct Segment(Vec<u8>);
+
+impl PageSource for Segment {
+    fn read(&self, place: Place, memory: &mut [IoSliceMut<'_>]) -> Result<(), Error> {
+        let mut bytes = &self.0[place.offset as usize..];
+        for part in memory {
+            let (taken, rest) = bytes.split_at(part.len());
+            part.copy_from_slice(taken);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, place: Place, reason: String) -> Error {
+        panic!("{place:?}: {reason}")
     }
 }
 
@@ -172,11 +221,6 @@ fn stream(keys: &[u64], records: usize, is_skewed: bool) -> Vec<u64> {
             keys[if is_skewed { skewed(next(), next(), next(), next()) } else { uniform(next()) }]
         })
         .collect()
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn report(name: &str, rounds: &mut [f64], base: f64) {
@@ -225,12 +269,12 @@ fn capture(keys: usize, records: usize, rounds: usize) {
     let memory = table.0.memory_bytes();
     let (mut plain, mut captured) = (Vec::new(), Vec::new());
     let mut longest = [0.0f64; 2];
-    let mut sink = Sink::default();
+    let mut disk = Disk::default();
     for round in 0..rounds {
         let start = Start::now();
         records.chunks(BATCH).for_each(|batch| table.update(batch));
         plain.push(start.elapsed_ns() / records.len() as f64);
-        sink = Sink::default();
+        disk = Disk::default();
         let start = Start::now();
         table.0.mark(SnapshotId(round as u64 + 1));
         longest[0] = longest[0].max(start.elapsed_ns());
@@ -239,11 +283,11 @@ fn capture(keys: usize, records: usize, rounds: usize) {
             table.update(batch);
             if is_open {
                 let step = Start::now();
-                is_open = table.0.drain(budget_bytes, &mut sink).unwrap() == Drained::More;
+                is_open = table.0.drain(budget_bytes, &mut disk).unwrap() == Drained::More;
                 longest[1] = longest[1].max(step.elapsed_ns());
             }
         }
-        while table.0.drain(budget_bytes, &mut sink).unwrap() == Drained::More {}
+        while table.0.drain(budget_bytes, &mut disk).unwrap() == Drained::More {}
         captured.push(start.elapsed_ns() / records.len() as f64);
     }
     println!(
@@ -254,10 +298,10 @@ fn capture(keys: usize, records: usize, rounds: usize) {
     report("no capture", &mut plain, base);
     report("with capture", &mut captured, base);
     println!(
-        "  memory {:.1} B per entry, written {:.1} B per entry in {} pieces; longest mark {:.0} ns, drain step {:.1} us",
+        "  memory {:.1} B per entry, written {:.1} B per entry in {} chunks; longest mark {:.0} ns, drain step {:.1} us",
         memory as f64 / keys as f64,
-        sink.bytes as f64 / keys as f64,
-        sink.pieces,
+        disk.bytes as f64 / keys as f64,
+        disk.chunks,
         longest[0],
         longest[1] / 1000.0
     );
@@ -265,12 +309,6 @@ fn capture(keys: usize, records: usize, rounds: usize) {
 
 /// Filling, writing, restoring.
 fn load(keys: usize, rounds: usize) {
-    struct Keep(Vec<(StateSlot, u32, Vec<u8>)>);
-    impl StateWriter for Keep {
-        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
-            self.0.push((slot, schema, bytes.to_vec()));
-        }
-    }
     let owned = owned_keys(keys);
     let (mut fill, mut flat_fill, mut back) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -293,17 +331,19 @@ fn load(keys: usize, rounds: usize) {
         let mut table = Paged::<true>(KeyedTable::new(0..64));
         owned.chunks(BATCH).for_each(|batch| table.update(batch));
         fill.push(start.elapsed_ns() / keys as f64);
-        let mut keep = Keep(Vec::new());
+        let mut disk = Disk { is_kept: true, ..Disk::default() };
         table.0.mark(SnapshotId(1));
-        assert_eq!(table.0.drain(usize::MAX, &mut keep).unwrap(), Drained::Done);
+        assert_eq!(table.0.drain(usize::MAX, &mut disk).unwrap(), Drained::Done);
+        let segment: Arc<dyn PageSource> = Arc::new(Segment(disk.segment));
         let start = Start::now();
         let mut restored = KeyedTable::<u64, u64>::new(0..64);
-        for (slot, schema, bytes) in &keep.0 {
-            restored.restore(*slot, *schema, bytes).unwrap();
-        }
+        restored.restore_pages(disk.schema, &disk.pages, &segment).unwrap();
+        while restored.load(1 << 20).unwrap() {}
         back.push(start.elapsed_ns() / keys as f64);
         assert_eq!(restored.len(), keys);
-        assert_eq!(restored.get(hash_word(owned[0]), &owned[0]), Some(&1));
+        for key in &owned {
+            assert_eq!(restored.get(hash_word(*key), key), Some(&1));
+        }
     }
     println!("{keys} keys: per entry");
     let base = median(&mut flat_fill);

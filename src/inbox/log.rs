@@ -202,17 +202,9 @@ impl<T: Record> OperatorState for Log<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::tests::pieces::Pieces;
 
     const ONE: SnapshotId = SnapshotId(1);
-
-    #[derive(Default)]
-    struct Pieces(Vec<(StateSlot, u32, Vec<u8>)>);
-
-    impl StateWriter for Pieces {
-        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
-            self.0.push((slot, schema, bytes.to_vec()));
-        }
-    }
 
     fn by_key(copy: Copy) -> Log<String> {
         let group: GroupOf<String> =

@@ -5,8 +5,10 @@ use std::time::Duration;
 use super::*;
 use crate::channel::{Producer, channel};
 use crate::operator::Visitor;
+use crate::record::Data;
 use crate::spill::Limits;
-use crate::state::{Drained, OperatorState, StateWriter};
+use crate::state::tests::pieces::Pieces;
+use crate::state::{Drained, OperatorState};
 
 const SLOTS: usize = 8;
 const ONE: SnapshotId = SnapshotId(1);
@@ -106,15 +108,10 @@ impl Bench {
 
     /// What the log of `snapshot`, captured now or before, comes to.
     fn logged(&mut self) -> (Drained, Vec<u64>) {
-        struct Records(Vec<u64>);
-        impl StateWriter for Records {
-            fn write(&mut self, _: crate::id::StateSlot, _: u32, bytes: &[u8]) {
-                use crate::record::Data;
-                self.0.extend(Vec::<u64>::from_archive(bytes).unwrap());
-            }
-        }
-        let mut records = Records(Vec::new());
-        (self.inbox.log().drain(1, &mut records).unwrap(), records.0)
+        let mut pieces = Pieces::default();
+        let drained = self.inbox.log().drain(1, &mut pieces).unwrap();
+        let records = pieces.0.iter().flat_map(|piece| Vec::from_archive(&piece.2).unwrap());
+        (drained, records.collect())
     }
 }
 

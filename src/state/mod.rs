@@ -46,7 +46,7 @@ mod plain;
 mod restore;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tiles;
 mod value;
 
@@ -138,9 +138,7 @@ pub enum Drained {
 /// the others where they lie.
 pub trait StateWriter {
     /// What follows is state of this operator.
-    fn enter(&mut self, operator: &str) {
-        _ = operator;
-    }
+    fn enter(&mut self, operator: &str);
 
     /// One piece: opaque bytes that [`OperatorState::restore`] takes back with the same `slot` and
     /// `schema`.
@@ -148,38 +146,24 @@ pub trait StateWriter {
 
     /// Takes the pages of `chunk` and leaves it empty, perhaps with other memory. Where its first
     /// byte will lie.
-    fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
-        let _ = (schema, chunk);
-        unreachable!("no pages are written here")
-    }
+    fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place;
 
     /// Whether this snapshot must list every page, because there is no earlier index to go on from
     /// or the way back to one is long: then all of them go through [`map`](Self::map) before the
     /// state is done, besides the chunks.
-    fn wants_map(&self) -> bool {
-        true
-    }
+    fn wants_map(&self) -> bool;
 
     /// Some pages that lie on disk as of this snapshot.
-    fn map(&mut self, schema: u32, entries: &[PageEntry]) {
-        let _ = (schema, entries);
-    }
+    fn map(&mut self, schema: u32, entries: &[PageEntry]);
 
     /// As of this snapshot, pages of the state lie in this segment, so many bytes.
-    fn keeps(&mut self, segment: SegmentId, bytes: u64) {
-        let _ = (segment, bytes);
-    }
+    fn keeps(&mut self, segment: SegmentId, bytes: u64);
 
     /// The segment whose pages should be written again, so that it is not needed any more.
-    fn empties(&self) -> Option<SegmentId> {
-        None
-    }
+    fn empties(&self) -> Option<SegmentId>;
 
     /// Whether another `bytes` of it may be written again with this snapshot.
-    fn may_rewrite(&mut self, bytes: usize) -> bool {
-        let _ = bytes;
-        false
-    }
+    fn may_rewrite(&mut self, bytes: usize) -> bool;
 }
 
 /// Schema of a piece: pages of plain keys.

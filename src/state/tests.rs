@@ -14,6 +14,7 @@ use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
 
+pub(crate) mod pieces;
 mod shelf;
 
 /// All entries of a table, by iteration in small steps.

@@ -102,15 +102,7 @@ impl<V: Data> OperatorState for ValueState<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Default)]
-    struct Last(Option<(StateSlot, u32, Vec<u8>)>);
-
-    impl StateWriter for Last {
-        fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
-            assert!(self.0.replace((slot, schema, bytes.to_vec())).is_none());
-        }
-    }
+    use crate::state::tests::pieces::Pieces;
 
     #[test]
     fn the_marked_value_is_written_whatever_is_set_meanwhile() {
@@ -118,12 +110,12 @@ mod tests {
         state.mark(SnapshotId(1));
         state.get_mut().push_str(", after");
         state.get_mut().push_str(", later");
-        let mut last = Last::default();
-        assert_eq!(state.drain(1, &mut last).unwrap(), Drained::Done);
+        let mut pieces = Pieces::default();
+        assert_eq!(state.drain(1, &mut pieces).unwrap(), Drained::Done);
         assert_eq!(state.get(), "before, after, later");
-        let (slot, schema, bytes) = last.0.take().unwrap();
-        assert_eq!(state.drain(1, &mut last).unwrap(), Drained::Done);
-        assert!(last.0.is_none(), "written without a mark");
+        let (slot, schema, bytes) = pieces.0.pop().unwrap();
+        assert_eq!(state.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert!(pieces.0.is_empty(), "more than once, or without a mark");
 
         let mut same = ValueState::new(2, String::new());
         same.restore(slot, schema, &bytes).unwrap();
@@ -140,9 +132,9 @@ mod tests {
         *state.get_mut() = 2;
         state.abandon();
         state.mark(SnapshotId(2));
-        let mut last = Last::default();
-        assert_eq!(state.drain(1, &mut last).unwrap(), Drained::Done);
-        assert_eq!(u64::from_archive(&last.0.unwrap().2).unwrap(), 2);
+        let mut pieces = Pieces::default();
+        assert_eq!(state.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert_eq!(u64::from_archive(&pieces.0[0].2).unwrap(), 2);
     }
 
     #[test]
