@@ -31,6 +31,7 @@ use crate::operator::{Probe, Stage};
 use crate::outbox::{Outbox, Route};
 use crate::record::Record;
 use crate::spill::{Backlog, Limits, Place};
+use crate::state::{Declared, TypeName};
 use crate::task::{Head, InboxHead};
 
 /// Ends the name of a log in snapshots, behind that of the operator at the head of its task.
@@ -211,6 +212,10 @@ pub struct Operator {
     pub parallelism: Option<usize>,
     /// Records per second of all its tasks together, for a source.
     pub rate: Option<f64>,
+    /// What its records are, if it has inputs.
+    pub input: Option<TypeName>,
+    /// What it declares of its keyed state, if it has any.
+    pub state: Option<Declared>,
     /// Its outputs.
     pub ports: Vec<Port>,
     /// How it is made.
@@ -307,6 +312,9 @@ impl Graph {
                 return self.refuse(format!(
                     "operator '{name}' has parallelism {given}; it must be 1 to {KEY_GROUPS}"
                 ));
+            }
+            if let Some(Err(reason)) = operator.state.as_ref().map(Declared::check) {
+                return self.refuse(format!("operator '{name}' {reason}"));
             }
             let is_source = matches!(operator.build, Build::Source { .. });
             if operator.rate.is_some_and(|rate| !is_source || !rate.is_finite() || rate < 0.0) {

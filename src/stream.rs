@@ -19,6 +19,8 @@
 //! errors; two operators with one name are refused when the job is built. Closures are cloned for
 //! each parallel task.
 
+mod evolution;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,7 +45,9 @@ use crate::operator::transform::{FlatMap, Transform};
 use crate::operator::{Downstream, Stage};
 use crate::outbox::{ByKey, RoundRobin, ToAll};
 use crate::record::{Data, Drain, Record, append};
+use crate::state::{Declared, Evolution, KeyedTable, Migration, TypeName};
 use crate::task::SourceTask;
+pub use evolution::{Migrated, Migrations, Unmigrated};
 
 /// A job being written.
 pub struct Job {
@@ -112,8 +116,16 @@ fn add(
     build: Build,
 ) -> OperatorIndex {
     let mut graph = graph.borrow_mut();
-    let name = name.to_string();
-    graph.operators.push(Operator { name, kind, parallelism: None, rate: None, ports, build });
+    graph.operators.push(Operator {
+        name: name.to_string(),
+        kind,
+        parallelism: None,
+        rate: None,
+        input: None,
+        state: None,
+        ports,
+        build,
+    });
     graph.operators.len() - 1
 }
 
@@ -191,6 +203,7 @@ impl<T: Record> Stream<T> {
             sink: None,
         };
         let to = add(&self.graph, name, kind, ports.into(), build);
+        self.graph.borrow_mut().operators[to].input = Some(TypeName::of::<T>());
         self.lead(to, false);
         to
     }
@@ -284,7 +297,7 @@ impl<T: Record> Stream<T> {
         self,
         key: impl FnMut(&T) -> K + Clone + Send + 'static,
     ) -> KeyedStream<T, ByValue<impl FnMut(&T) -> K + Clone + Send + 'static>> {
-        KeyedStream { stream: self, select: ByValue(key) }
+        KeyedStream::new(self, ByValue(key))
     }
 
     /// Groups by a part of the record, without copying it.
@@ -292,7 +305,7 @@ impl<T: Record> Stream<T> {
         self,
         key: impl FnMut(&T) -> &K + Clone + Send + 'static,
     ) -> KeyedStream<T, ByReference<impl FnMut(&T) -> &K + Clone + Send + 'static>> {
-        KeyedStream { stream: self, select: ByReference(key) }
+        KeyedStream::new(self, ByReference(key))
     }
 
     /// The records of both streams, in no particular order between them.
@@ -411,20 +424,36 @@ impl<T: Record> Stream<T> {
 }
 
 /// A stream grouped by key: all records of a key go to one task, in the order their task sent them.
-pub struct KeyedStream<T, S> {
+///
+/// What state the operator that follows keeps by key may change between releases of a job: see
+/// [`schema`](Self::schema).
+pub struct KeyedStream<T, S, M = Unmigrated> {
     stream: Stream<T>,
     select: S,
+    version: u32,
+    migrations: M,
 }
 
-impl<T: Record, S: Select<T>> KeyedStream<T, S> {
+impl<T, S> KeyedStream<T, S> {
+    fn new(stream: Stream<T>, select: S) -> Self {
+        Self { stream, select, version: 1, migrations: Unmigrated }
+    }
+}
+
+impl<T: Record, S: Select<T>, M> KeyedStream<T, S, M> {
     fn keyed<V: Data, O: Record>(
         self,
         name: &str,
         kind: &'static str,
         stage: impl Fn(&TaskContext, Keyed<S::Key, V, S>, Box<dyn Stage<O>>) -> Box<dyn Stage<T>>
         + 'static,
-    ) -> Stream<O> {
-        let Self { stream, select } = self;
+    ) -> Stream<O>
+    where
+        M: Migrations<S::Key, V>,
+    {
+        let Self { stream, select, version, migrations } = self;
+        let older = migrations.list().iter().map(Migration::from).collect();
+        let declared = Declared { version, types: KeyedTable::<S::Key, V>::types(), older };
         let route = select.clone();
         let outbox = make_outbox::<T>(move || Box::new(ByKey(route.clone())));
         let of_key = select.clone();
@@ -435,10 +464,14 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
             Box::new(group_of)
         });
         let stream = stream.spread(Partition::Hash, outbox, Some(group_of));
-        stream.add_one(name, kind, move |context, next| {
-            let keyed = Keyed::new(context.name.clone(), select.clone(), context.groups.clone());
-            stage(context, keyed, next)
-        })
+        let stream = stream.add_one(name, kind, move |context, next| {
+            let (name, groups) = (context.name.clone(), context.groups.clone());
+            let evolution = Evolution { version, migrations: migrations.list() };
+            stage(context, Keyed::new(name, select.clone(), groups, evolution), next)
+        });
+        let operator = stream.origins[0].from;
+        stream.graph.borrow_mut().operators[operator].state = Some(declared);
+        stream
     }
 
     fn each_update<V: Data, O: Record>(
@@ -446,7 +479,10 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         name: &str,
         kind: &'static str,
         fold: impl Fold<T, S::Key, V, O> + Clone + 'static,
-    ) -> Stream<O> {
+    ) -> Stream<O>
+    where
+        M: Migrations<S::Key, V>,
+    {
         self.keyed(name, kind, move |context, keyed, next| {
             Box::new(EachUpdate::new(keyed, fold.clone(), next, context.probe.clone()))
         })
@@ -457,7 +493,10 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         name: &str,
         kind: &'static str,
         fold: impl Fold<T, S::Key, V, O> + Clone + 'static,
-    ) -> Stream<O> {
+    ) -> Stream<O>
+    where
+        M: Migrations<S::Key, V>,
+    {
         self.keyed(name, kind, move |context, keyed, next| {
             let (groups, probe) = (context.groups.clone(), context.probe.clone());
             Box::new(AtEnd::new(keyed, groups, fold.clone(), next, probe))
@@ -470,7 +509,10 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         self,
         name: &str,
         combine: impl FnMut(&mut T, T) + Clone + Send + 'static,
-    ) -> Stream<T> {
+    ) -> Stream<T>
+    where
+        M: Migrations<S::Key, T>,
+    {
         self.each_update(name, "reduce", Reduce::new(combine))
     }
 
@@ -484,6 +526,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
     ) -> Stream<(S::Key, V)>
     where
         (S::Key, V): Record,
+        M: Migrations<S::Key, V>,
     {
         let emit = |key: S::Key, value: &V| (key, value.clone());
         self.each_update(name, "fold", Aggregate { init, update, emit })
@@ -499,6 +542,7 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
     ) -> Stream<(S::Key, V)>
     where
         (S::Key, V): Record,
+        M: Migrations<S::Key, V>,
     {
         let emit = |key: S::Key, value: &V| (key, value.clone());
         self.at_end(name, "fold_final", Aggregate { init, update, emit })
@@ -511,7 +555,10 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         init: impl FnMut() -> V + Clone + Send + 'static,
         update: impl FnMut(&mut V, T) + Clone + Send + 'static,
         mut emit: impl FnMut(&S::Key, &V) -> O + Clone + Send + 'static,
-    ) -> Stream<O> {
+    ) -> Stream<O>
+    where
+        M: Migrations<S::Key, V>,
+    {
         let emit = move |key: S::Key, value: &V| emit(&key, value);
         self.each_update(name, "aggregate", Aggregate { init, update, emit })
     }
@@ -522,7 +569,10 @@ impl<T: Record, S: Select<T>> KeyedStream<T, S> {
         self,
         name: &str,
         apply: impl FnMut(T, &mut KeyState<'_, S::Key, V>, &mut Vec<O>) + Clone + Send + 'static,
-    ) -> Stream<O> {
+    ) -> Stream<O>
+    where
+        M: Migrations<S::Key, V>,
+    {
         self.keyed(name, "process", move |context, keyed, next| {
             Box::new(Process::new(keyed, apply.clone(), next, context.probe.clone()))
         })

@@ -571,6 +571,21 @@ impl Task {
         Ok(taken)
     }
 
+    /// Turns restored state of older versions into this job's.
+    ///
+    /// # Errors
+    /// The disk's, a page that is not what was written, or a panic in a migration.
+    pub fn migrate(&mut self) -> Result<()> {
+        self.guarded(|task| {
+            let (names, trace) = (&task.names, &task.trace);
+            task.head.visit(&mut |part| {
+                let Part::State(name, state) = part else { return Ok(()) };
+                enter(names, trace, name);
+                state.migrate()
+            })
+        })
+    }
+
     /// Whether every sink of this task has made `snapshot` durable.
     ///
     /// # Errors

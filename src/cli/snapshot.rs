@@ -7,7 +7,7 @@ use serde::Serialize;
 use tidegate::disk::Disk;
 use tidegate::engine::default_disk;
 use tidegate::id::SnapshotId;
-use tidegate::store::{self, Condition, Manifest, PartRef, SnapshotInfo};
+use tidegate::store::{self, Condition, Manifest, OperatorEntry, PartRef, SnapshotInfo};
 
 use super::exit::Failure;
 use super::summary;
@@ -133,6 +133,12 @@ fn describe(manifest: &Manifest) -> String {
     );
     for line in manifest.job.fingerprint.lines() {
         text.push_str(&format!("            {line}\n"));
+    }
+    for operator in &manifest.operators {
+        if let Some(state) = &operator.state {
+            let OperatorEntry { name, schema, .. } = operator;
+            text.push_str(&format!("state       '{name}': schema {schema}, {state}\n"));
+        }
     }
     for (worker, part) in manifest.parts.iter().enumerate() {
         let PartRef { segment, offset, bytes, crc32c, frames, links, .. } = part;

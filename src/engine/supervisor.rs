@@ -16,6 +16,7 @@
 
 mod hold;
 mod restore;
+mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -172,7 +173,7 @@ impl<'g> Supervisor<'g> {
         let identity = identity_of(graph, &disk)?;
         let (mut store, mut newest) = (None, None);
         if let Some(snapshots) = &config.snapshots {
-            let held = hold(&disk, snapshots, &identity, false, notice)?;
+            let held = hold(&disk, snapshots, (&identity, graph), false, notice)?;
             (store, newest) = (Some(held.0), held.1);
         }
         let snapshots = config.snapshots.as_ref();
@@ -472,7 +473,6 @@ impl<'g> Supervisor<'g> {
         let parts = shares.into_iter().map(|share| share.part).collect();
         let began_ns = clock::now_ns();
         let store = self.store.as_mut().expect("there are snapshots");
-        let entry = |name: &String| OperatorEntry { name: name.clone(), schema: 1 };
         let manifest = Manifest {
             format: MANIFEST_FORMAT,
             snapshot: snapshot.0,
@@ -481,7 +481,7 @@ impl<'g> Supervisor<'g> {
             created_unix_ms: clock::unix_ms(),
             job: self.identity.clone(),
             last,
-            operators: self.graph.operators.iter().map(|o| entry(&o.name)).collect(),
+            operators: schema::entries(self.graph),
             parts,
             notes: notes_of(&phases, now_ns.saturating_sub(triggered_ns)),
         };

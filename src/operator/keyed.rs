@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
 use crate::key::Key;
 use crate::record::{Batch, Data, Drain, append};
-use crate::state::{Cursor, Drained, KeyedTable, OperatorState, StateWriter};
+use crate::state::{Cursor, Drained, Evolution, KeyedTable, OperatorState, StateWriter};
 
 /// Records whose slots are prefetched before the first of them is updated.
 const CHUNK_RECORDS: usize = 128;
@@ -73,8 +73,9 @@ pub struct Keyed<K: Key, V: Data, S> {
 impl<K: Key, V: Data, S> Keyed<K, V, S> {
     /// State of operator `name` for the keys of `groups`.
     #[must_use]
-    pub fn new(name: String, select: S, groups: Range<u32>) -> Self {
-        Self { name, select, table: KeyedTable::new(groups), hashes: [0; CHUNK_RECORDS] }
+    pub fn new(name: String, select: S, groups: Range<u32>, evolution: Evolution<K, V>) -> Self {
+        let table = KeyedTable::evolving(groups, evolution);
+        Self { name, select, table, hashes: [0; CHUNK_RECORDS] }
     }
 
     /// Calls `update(selector, table, hash, record)` for the next chunk of `input`; the results

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use super::exchange::{PageEntry, PageSource};
 use super::ledger::Lost;
+use super::migrate::{Evolution, OldPages};
 use super::native::NativeTable;
 use super::paged::PagedTable;
 use super::plain::is_plain;
-use super::{Drained, OperatorState, SCHEMA_ENTRIES, StateWriter};
+use super::schema::{Layout, Schema, StateTypes, TypeName};
+use super::{Drained, OperatorState, StateWriter};
 use crate::error::Error;
 use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId};
 use crate::key::Key;
@@ -37,6 +39,10 @@ pub struct KeyedTable<K: Key, V: Data> {
     groups: Range<u32>,
     table: Table<K, V>,
     marked: SnapshotId,
+    evolution: Evolution<K, V>,
+    is_restored: bool,
+    /// What [`OperatorState::migrate`] has to turn into this version.
+    old: Option<OldPages>,
 }
 
 enum Table<K: Key, V: Data> {
@@ -55,17 +61,42 @@ impl Default for Cursor {
 }
 
 impl<K: Key, V: Data> KeyedTable<K, V> {
-    /// An empty table for a range of key groups.
+    /// A constant once compiled.
+    fn layout() -> Layout {
+        let is_paged = (K::BYTES.is_some() || is_plain::<K>()) && is_plain::<V>();
+        match (is_paged, K::BYTES.is_some()) {
+            (true, true) => Layout::BytePages,
+            (true, false) => Layout::Pages,
+            (false, _) => Layout::Entries,
+        }
+    }
+
+    /// An empty table for a range of key groups, of version 1.
     #[must_use]
     pub fn new(groups: Range<u32>) -> Self {
+        Self::evolving(groups, Evolution::default())
+    }
+
+    /// An empty table of some version.
+    #[must_use]
+    pub fn evolving(groups: Range<u32>, evolution: Evolution<K, V>) -> Self {
         assert!(groups.start < groups.end && groups.end <= KEY_GROUPS, "key groups {groups:?}");
-        let is_paged = (K::BYTES.is_some() || is_plain::<K>()) && is_plain::<V>();
-        let table = if is_paged {
-            Table::Paged(PagedTable::new(groups.clone()))
-        } else {
-            Table::Native(NativeTable::new(groups.clone()))
+        let table = match Self::layout() {
+            Layout::Entries => Table::Native(NativeTable::new(groups.clone())),
+            _ => Table::Paged(PagedTable::new(groups.clone())),
         };
-        Self { groups, table, marked: SnapshotId(0) }
+        let marked = SnapshotId(0);
+        Self { groups, table, marked, evolution, is_restored: false, old: None }
+    }
+
+    /// What such a table is made of.
+    #[must_use]
+    pub fn types() -> StateTypes {
+        StateTypes { layout: Self::layout(), key: TypeName::of::<K>(), value: TypeName::of::<V>() }
+    }
+
+    fn schema(&self) -> Schema {
+        Schema { layout: Self::layout(), version: self.evolution.version }
     }
 
     /// The key groups this table holds.
@@ -173,9 +204,10 @@ impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
     }
 
     fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error> {
+        let schema = self.schema().word();
         let drained = match &mut self.table {
-            Table::Paged(table) => table.drain(budget_bytes, out),
-            Table::Native(table) => table.drain(budget_bytes, out),
+            Table::Paged(table) => table.drain(schema, budget_bytes, out),
+            Table::Native(table) => table.drain(schema, budget_bytes, out),
         };
         drained.map_err(|reason| Error::Snapshot { snapshot: self.marked, reason })
     }
@@ -200,17 +232,36 @@ impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
         pages: &[PageEntry],
         source: &Arc<dyn PageSource>,
     ) -> Result<(), String> {
-        let expected = match &self.table {
-            Table::Paged(_) => PagedTable::<K, V>::SCHEMA,
-            Table::Native(_) => SCHEMA_ENTRIES,
-        };
-        if schema != expected {
-            return Err(format!("schema {schema}, expected {expected} for these types"));
+        if std::mem::replace(&mut self.is_restored, true) {
+            return Err("its pages come in two versions".into());
+        }
+        let own = self.schema();
+        let found =
+            Schema::of(schema).ok_or_else(|| format!("no layout has number {schema:#x}"))?;
+        if found.version != own.version {
+            if !self.evolution.migrations.iter().any(|migration| migration.reads(found)) {
+                return Err(format!("{found:?} is not known, {own:?} is"));
+            }
+            let (pages, source) = (pages.to_vec(), source.clone());
+            self.old = Some(OldPages { version: found.version, pages, source });
+            return Ok(());
+        }
+        if found != own {
+            return Err(format!("{found:?}, expected {own:?} for these types"));
         }
         match &mut self.table {
             Table::Paged(table) => table.restore_pages(pages, source),
             Table::Native(table) => table.restore_pages(pages, source),
         }
+    }
+
+    fn migrate(&mut self) -> Result<(), Error> {
+        let Some(old) = self.old.take() else { return Ok(()) };
+        let mut migrations = std::mem::take(&mut self.evolution.migrations);
+        let migration = migrations.iter_mut().find(|migration| migration.from().0 == old.version);
+        let migration = migration.expect("it was found when the pages were taken");
+        let groups = self.groups.clone();
+        migration.read(old, groups, |key, value| _ = self.insert(key.key_hash(), key, value))
     }
 
     fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {

@@ -39,11 +39,13 @@ mod exchange;
 mod keyed;
 mod ledger;
 mod load;
+mod migrate;
 mod native;
 mod page;
 mod paged;
 mod plain;
 mod restore;
+mod schema;
 mod slot;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -53,6 +55,8 @@ mod value;
 pub use exchange::{CHUNK_BYTES, Chunk, ChunkPage, PageEntry, PageSource, Place};
 pub use keyed::{Cursor, KeyedTable};
 pub use ledger::Lost;
+pub use migrate::{Evolution, Migration};
+pub use schema::{Declared, Layout, Refusal, Schema, StateTypes, TypeName, VERSION_MAX};
 pub use value::ValueState;
 
 use std::sync::Arc;
@@ -103,6 +107,15 @@ pub trait OperatorState: Send {
     ) -> Result<(), String> {
         _ = source;
         Err(format!("{} pages of schema {schema}: it has none", pages.len()))
+    }
+
+    /// Turns all of it that was given back in an older version into this one's, before any update.
+    ///
+    /// # Errors
+    /// The disk's, or a page that is not what was written. What the user's code panics with, it
+    /// panics with.
+    fn migrate(&mut self) -> Result<(), Error> {
+        Ok(())
     }
 
     /// Loads about `budget_bytes` of what is still on disk only; whether there is more.
@@ -166,13 +179,7 @@ pub trait StateWriter {
     fn may_rewrite(&mut self, bytes: usize) -> bool;
 }
 
-/// Schema of a piece: pages of plain keys.
-pub const SCHEMA_PAGES: u32 = 1;
-/// Schema of a piece: pages of byte-string keys.
-pub const SCHEMA_BYTE_PAGES: u32 = 2;
-/// Schema of a piece: entries of archived keys and values.
-pub const SCHEMA_ENTRIES: u32 = 3;
 /// Schema of a piece: one archived value.
-pub const SCHEMA_VALUE: u32 = 4;
+pub const SCHEMA_VALUE: u32 = Schema { layout: Layout::Value, version: 1 }.word();
 /// Schema of a piece: records that were in transit.
-pub const SCHEMA_LOG: u32 = 5;
+pub const SCHEMA_LOG: u32 = Schema { layout: Layout::Log, version: 1 }.word();

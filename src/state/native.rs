@@ -24,7 +24,7 @@ use super::keyed::Cursor;
 use super::ledger::Lost;
 use super::load::{Read, Unloaded};
 use super::tiles::{DEPTH_MAX, Tiles, tiled};
-use super::{Drained, SCHEMA_ENTRIES, StateWriter};
+use super::{Drained, StateWriter};
 use crate::config::ENTRY_BYTES_MAX;
 use crate::error::Error;
 use crate::guard;
@@ -204,10 +204,11 @@ impl<K: Key, V: Data> NativeTable<K, V> {
 
     pub fn drain(
         &mut self,
+        schema: u32,
         budget_bytes: usize,
         out: &mut dyn StateWriter,
     ) -> Result<Drained, String> {
-        self.capture.drain(&mut self.buckets, SCHEMA_ENTRIES, budget_bytes, out)
+        self.capture.drain(&mut self.buckets, schema, budget_bytes, out)
     }
 
     pub fn abandon(&mut self) {

@@ -22,7 +22,7 @@ use super::ledger::Lost;
 use super::load::{Read, Unloaded};
 use super::page::{PageMut, Place, heap_bytes_of};
 use super::tiles::tiled;
-use super::{Drained, SCHEMA_BYTE_PAGES, SCHEMA_PAGES, StateWriter, restore};
+use super::{Drained, StateWriter, restore};
 use crate::config::KEY_BYTES_MAX;
 use crate::error::Error;
 use crate::guard;
@@ -53,8 +53,6 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         let directory = Directory::new(groups.clone(), CLEAN);
         Self { directory, groups, len: 0, capture: Capture::default(), unloaded: None }
     }
-
-    pub const SCHEMA: u32 = if K::BYTES.is_some() { SCHEMA_BYTE_PAGES } else { SCHEMA_PAGES };
 
     /// Entries; all of them once nothing is left to load.
     pub fn len(&self) -> usize {
@@ -194,10 +192,11 @@ impl<K: Key, V: Data> PagedTable<K, V> {
 
     pub fn drain(
         &mut self,
+        schema: u32,
         budget_bytes: usize,
         out: &mut dyn StateWriter,
     ) -> Result<Drained, String> {
-        self.capture.drain(&mut self.directory, Self::SCHEMA, budget_bytes, out)
+        self.capture.drain(&mut self.directory, schema, budget_bytes, out)
     }
 
     pub fn abandon(&mut self) {

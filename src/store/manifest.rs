@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::frame::{self, ALIGNMENT, FRAME_VERSION, FrameFault, FrameHeader, FrameKind};
 use crate::id::{SegmentId, SnapshotId, StateSlot};
+use crate::state::{StateTypes, TypeName};
 
 /// Version of the directory's layout and of the JSON in it: what this program writes, and the
 /// newest it reads.
@@ -51,8 +52,15 @@ pub struct PartRef {
 pub struct OperatorEntry {
     /// The name the user gave it.
     pub name: String,
-    /// Version of its state's schema.
+    /// Version of its state's schema, as the user counts it, from 1 on.
     pub schema: u32,
+    /// What its keyed state is made of; `None` if it has none, or it was not noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateTypes>,
+    /// What the records were that it was given, which a snapshot may hold some of in transit; `None`
+    /// for a source, or if it was not noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<TypeName>,
 }
 
 /// The durable list of one snapshot's parts.

@@ -213,7 +213,22 @@ impl Store {
         job: &JobIdentity,
         limits: StoreLimits,
     ) -> Result<Opened> {
-        open::open(disk, dir, job, limits)
+        Self::open_if(disk, dir, job, limits, &|_| Ok(()))
+    }
+
+    /// As [`open_with`](Self::open_with), asking `takes` whether the newest snapshot can be taken
+    /// before the generation is raised: if not, the directory stays as it is.
+    ///
+    /// # Errors
+    /// Those of `takes`, too.
+    pub fn open_if(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        job: &JobIdentity,
+        limits: StoreLimits,
+        takes: &dyn Fn(&Manifest) -> Result<()>,
+    ) -> Result<Opened> {
+        open::open(disk, dir, job, limits, takes)
     }
 
     /// Number of this open of the directory: above that of every process before.

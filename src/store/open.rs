@@ -73,6 +73,7 @@ pub(super) fn open(
     dir: &Path,
     job: &JobIdentity,
     limits: StoreLimits,
+    takes: &dyn Fn(&Manifest) -> Result<()>,
 ) -> Result<Opened> {
     assert!(limits.segment_bytes > 0, "segments of 0 bytes");
     create_directory(&*disk, dir)?;
@@ -83,6 +84,7 @@ pub(super) fn open(
     let depth = if limits.verify_pages { Depth::Pages } else { Depth::Indices };
     let mut found = find_newest(&*disk, dir, job, &contents, depth)?;
     found.warnings.extend(warning);
+    found.newest.as_ref().map_or(Ok(()), takes)?;
     let generation = raise_generation(&*disk, dir, &contents, &mut found)?;
     let table = table(&*disk, dir, &contents, &found)?;
     let last_segment = contents.segments.iter().map(|segment| segment.0).max();

@@ -116,7 +116,12 @@ impl Running {
             created_unix_ms: 1_000,
             job: job(),
             last: false,
-            operators: vec![OperatorEntry { name: "count".into(), schema: 3 }],
+            operators: vec![OperatorEntry {
+                name: "count".into(),
+                schema: 3,
+                state: None,
+                input: None,
+            }],
             parts,
             notes: BTreeMap::from([("duration_us".into(), 12)]),
         }

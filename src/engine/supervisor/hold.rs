@@ -9,17 +9,20 @@ use crate::store::{StoreLimits, list};
 /// instead is committed again under a new id: restoring it takes back what sinks published since, so
 /// the skipped one must not come back as the newest, should it be readable another time. What was
 /// skipped is then put aside, as evidence that does not count. With `verify_pages` all of it is read,
-/// because a page was found damaged.
+/// because a page was found damaged. State that `graph` does not know is
+/// refused before anything is changed.
 pub(super) fn hold(
     disk: &Arc<dyn Disk>,
     snapshots: &Snapshots,
-    identity: &JobIdentity,
+    (identity, graph): (&JobIdentity, &Graph),
     verify_pages: bool,
     notice: &mut dyn FnMut(Notice<'_>),
 ) -> Result<(Store, Option<Manifest>)> {
     let retention = snapshots.retained;
     let limits = StoreLimits { retention, verify_pages, ..StoreLimits::default() };
-    let opened = Store::open_with(disk.clone(), &snapshots.directory, identity, limits)?;
+    let directory = &snapshots.directory;
+    let takes = |newest: &Manifest| schema::refuse_unknown(graph, directory, newest);
+    let opened = Store::open_if(disk.clone(), directory, identity, limits, &takes)?;
     opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
     let (mut store, mut newest) = (opened.store, opened.newest);
     if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
@@ -70,7 +73,8 @@ impl Supervisor<'_> {
         if let Some(newest) = &self.newest {
             refuse_emptied(&*self.disk, &snapshots.directory, newest.id())?;
         }
-        let held = hold(&self.disk, snapshots, &self.identity, self.found_damage, notice)?;
+        let held =
+            hold(&self.disk, snapshots, (&self.identity, self.graph), self.found_damage, notice)?;
         (self.store, self.newest) = (Some(held.0), held.1);
         self.found_damage = false;
         Ok(())

@@ -3,6 +3,7 @@
 //! Invariants
 //! - Sinks recover before writers exist; state is restored before a record is read.
 //! - Every piece of state in the snapshot is taken by a task, or the restore fails.
+//! - State of an older version is turned into this job's before a record is read.
 
 use super::*;
 
@@ -48,9 +49,11 @@ impl Supervisor<'_> {
         let mut tasks = self.plan.instantiate(self.graph, &instance)?;
         if let Some(loaded) = &loaded {
             refuse_larger_than_memory(loaded)?;
+            let newest = self.newest.as_ref().expect("it was loaded");
+            schema::refuse_other_records(self.graph, newest, &loaded.pieces)?;
             self.restore(&mut tasks, loaded)?;
-            let id = self.newest.as_ref().map_or(SnapshotId(0), Manifest::id);
-            notice(Notice::Restored(id));
+            tasks.iter_mut().flatten().try_for_each(Task::migrate)?;
+            notice(Notice::Restored(newest.id()));
         }
         tasks.iter_mut().flatten().for_each(Task::start);
         self.proven_from = None;
