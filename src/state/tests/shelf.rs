@@ -58,6 +58,8 @@ pub struct Shelf {
 }
 
 impl StateWriter for Shelf {
+    fn enter(&mut self, _operator: &str) {}
+
     fn write(&mut self, slot: StateSlot, _schema: u32, _bytes: &[u8]) {
         panic!("a table has no piece {slot:?}");
     }
