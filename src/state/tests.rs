@@ -226,7 +226,7 @@ fn word(k: u16) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn numbers_to_numbers_come_out_exact(steps in prop::collection::vec(step(), 1..120)) {
