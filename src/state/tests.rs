@@ -12,6 +12,7 @@ use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
 
+mod migrate;
 mod shelf;
 
 /// All entries of a table, by iteration in small steps.
