@@ -21,6 +21,9 @@
 //!
 //! "Plain" is rkyv's copy optimisation, and tuples of equally wide numbers (see `plain`).
 //!
+//! Each is written with its [`Schema`]: how it is laid out, and the user's version of it. Pages of an
+//! older version are turned into this one's by a [`Migration`] before a record is read.
+//!
 //! # Why copy on first write
 //! A captured version must survive in-place updates until it is written. Published ways, per update:
 //! - *Zigzag*, *Ping-Pong* (Cao et al., SIGMOD 2011) keep two or three copies of everything and touch a

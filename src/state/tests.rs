@@ -14,6 +14,7 @@ use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
 
+mod migrate;
 pub(crate) mod pieces;
 mod shelf;
 
