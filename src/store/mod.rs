@@ -17,16 +17,16 @@
 //! ```
 //!
 //! **A snapshot is incremental.** A *part* is what one worker wrote for one snapshot. Its pages (see
-//! [`crate::state`]) lie in segments as they lie in memory; its [`index`] lists those written for
+//! [`crate::state`]) lie in segments as they lie in memory; its `index` lists those written for
 //! this snapshot, holds what is small, and names the index before it, back to a *base* that lists all
-//! pages wherever they lie ([`chain`]). A [`PartRef`] names the newest index and every segment needed.
+//! pages wherever they lie (`chain`). A [`PartRef`] names the newest index and every segment needed.
 //! Indices go back [`LINKS_MAX`] at most; segments with little left in them are emptied by writing
-//! again what is ([`writer`]).
+//! again what is (`writer`).
 //!
 //! **Commit of snapshot n.** On each worker pages are written as they are handed over; when all
 //! are on disk and those in other segments synced, the index is written and fdatasync follows, linked;
 //! then the worker acks. With all acks the manifest is written over the oldest one in the directory
-//! that retention does not ask for, and fdatasync follows: **that is the decision** ([`commit`]; the
+//! that retention does not ask for, and fdatasync follows: **that is the decision** (`commit`; the
 //! first manifests, as long as there is none to overwrite, are renamed into place). Case by case,
 //! a crash
 //! - before a part is durable leaves bytes that nothing names: an index is named by a manifest, or by
@@ -47,7 +47,7 @@
 //!   is enough although tables go on referring to pages from one snapshot to the next: a page that lies
 //!   in a segment no one writes to was there for the last committed snapshot too, which names it.
 //! - After a failed write or sync a segment takes no further bytes, and nothing is built on what
-//!   was not durable by then ([`stream`]).
+//!   was not durable by then (`stream`).
 //! - Snapshot ids rise over the life of the directory, also over those that were never committed.
 //! - What could not be read is never deleted by the process that found it so.
 //!
