@@ -53,7 +53,7 @@ impl Supervisor<'_> {
             let id = self.newest.as_ref().map_or(SnapshotId(0), Manifest::id);
             notice(Notice::Restored(id));
         }
-        tasks.iter_mut().flatten().for_each(Task::start);
+        tasks.iter_mut().flatten().try_for_each(Task::start)?;
         self.proven_from = None;
         self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
         self.commands.clear();
