@@ -15,6 +15,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use tidegate::clock;
 use tidegate::config::{Config, Mode, Snapshots};
+use tidegate::engine::hiccup::Hiccups;
 use tidegate::engine::{self, Handle, Report};
 use tidegate::graph::Graph;
 use tidegate::jobs;
@@ -37,7 +38,9 @@ fn number(name: &str, default: u64) -> u64 {
 fn config(mode: Option<Mode>, interval: Duration) -> (Config, Option<tempfile::TempDir>) {
     let mut config = Config::workers(WORKERS);
     let Some(mode) = mode else { return (config, None) };
-    let directory = tempfile::tempdir().expect("a temporary directory");
+    let under =
+        std::env::var_os("TIDEGATE_BENCH_DIR").unwrap_or_else(|| std::env::temp_dir().into());
+    let directory = tempfile::tempdir_in(under).expect("a temporary directory");
     let mut snapshots = Snapshots::every(interval, directory.path().join("snapshots"));
     snapshots.mode = mode;
     config.snapshots = Some(snapshots);
@@ -126,7 +129,9 @@ fn slow(rounds: u64, slow_records: u64) {
             both.key_by(|n| n % 1_000).fold("count", || 0_u64, |n, _| *n += 1).sink("sum", sink);
             let graph = job.build().expect("a job");
             let (config, _directory) = config(Some(mode), Duration::from_millis(20));
+            let hiccups = Hiccups::start(WORKERS).expect("threads");
             let report = run(&graph, &config);
+            let late = hiccups.stop().late_ns;
             let mut counts = vec![0_u64; 1_000];
             (0..slow_records)
                 .chain(0..fast_records)
@@ -142,8 +147,24 @@ fn slow(rounds: u64, slow_records: u64) {
                 report.cadence.asked,
                 report.inputs.logged_records,
             );
+            println!(
+                "    {}; ticks of an idle thread {:.2} ms late at p99.9, {:.1} at most",
+                phases(&report),
+                ms(&late, 0.999),
+                ms(&late, 1.0)
+            );
         }
     }
+}
+
+/// Where the time of snapshots went: of each phase the median, p99 and longest.
+fn phases(report: &Report) -> String {
+    let timed = report.phases.named().filter_map(|(name, histogram)| {
+        let name = name.strip_suffix("_ns")?;
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| ms(histogram, quantile));
+        Some(format!("{name} {p50:.2}/{p99:.2}/{max:.2}"))
+    });
+    timed.collect::<Vec<_>>().join(", ")
 }
 
 /// Buckets of 10 ms in which one path's records are counted.

@@ -107,7 +107,7 @@ pub enum Mode {
     /// The same for at most this long; then the task captures at once and the records of the
     /// inputs that are late become part of the snapshot.
     Unaligned {
-        /// From the announcement of the snapshot.
+        /// From the trigger of the snapshot, the same moment for every task.
         after: Duration,
     },
     /// Naiad's scheme, to compare with: sources stop, every channel and loop runs empty, every task

@@ -174,6 +174,13 @@ pub enum Error {
         /// The last failure.
         last: Box<Error>,
     },
+    /// What coordinates the job panicked: a broken promise of tidegate itself, or a program's own code
+    /// that is told what happens. Its workers have stopped; what was committed is safe.
+    #[error("the supervisor panicked: {message}; what it had committed is safe, run the job again")]
+    SupervisorPanicked {
+        /// The panic's message.
+        message: String,
+    },
     /// The thread of a worker has ended before the job did: there is nothing to restart it on.
     #[error("the thread of worker {worker} has ended: {reason}; run the job again")]
     WorkerLost {
@@ -252,6 +259,7 @@ impl Error {
             | Self::State { .. }
             | Self::RestartsExhausted { .. }
             | Self::WorkerLost { .. }
+            | Self::SupervisorPanicked { .. }
             | Self::Limit { .. } => false,
             // Whoever read our output has gone and does not come back; what is forbidden stays so.
             Self::Io { source, .. } => !matches!(

@@ -8,13 +8,14 @@
 //! Invariants
 //! - An ack means durable bytes of every task of this worker (trap 22).
 //! - A worker that says it has stopped has nothing under way any more.
+//! - A worker whose supervisor is gone stops: nobody would ever tell it to.
 //! - A panic, wherever it comes from, does not leave [`Worker::step`]: it is told as a failure.
 
 mod share;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 use hdrhistogram::Histogram;
 
@@ -39,6 +40,8 @@ pub enum Command {
         snapshot: SnapshotId,
         /// Whether they stop reading behind it.
         pause: bool,
+        /// When it was triggered, in the driver's time, ns: a timed alignment counts from there.
+        triggered_ns: u64,
         /// When this was told, by the clock, ns.
         told_ns: u64,
     },
@@ -188,10 +191,17 @@ impl Worker {
         }
         let mut began_ns = self.timed.then(clock::now_ns);
         for task in 0..self.tasks.len() {
-            let progress = self.tasks[task].step(now_ns)?;
+            // A round takes as long as its slowest tasks: a timed alignment is not to be looked at by
+            // the time of its beginning.
+            let progress = self.tasks[task].step(began_ns.unwrap_or(now_ns))?;
             if let Some(began_ns) = &mut began_ns {
                 let ended_ns = clock::now_ns();
                 self.tasks[task].took(ended_ns - std::mem::replace(began_ns, ended_ns));
+            }
+            // What the disk has done is looked for between tasks: a snapshot comes back from it twice,
+            // and would wait for the rest of a round each time.
+            if self.shares.as_ref().is_some_and(Shares::is_writing) {
+                worked |= self.ack_some()?;
             }
             match progress {
                 Progress::Idle => continue,
@@ -207,6 +217,8 @@ impl Worker {
                         return Ok(Step::Stopped);
                     }
                     self.capture(task, snapshot)?;
+                    // That was no step of the next task.
+                    began_ns = self.timed.then(clock::now_ns);
                 }
                 Progress::Finished => self.tell(Event::TaskFinished(self.attempt)),
             }
@@ -252,7 +264,12 @@ impl Worker {
 
     /// Carries out the commands that have come. True: the worker has stopped.
     fn obey_all(&mut self, worked: &mut bool) -> Result<bool> {
-        while let Ok(command) = self.commands.try_recv() {
+        loop {
+            let command = match self.commands.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Empty) => return Ok(false),
+                Err(TryRecvError::Disconnected) => Command::Stop,
+            };
             *worked = true;
             if self.obey(command)? {
                 self.tasks.iter().for_each(|task| self.measured.inputs += task.measured());
@@ -261,14 +278,14 @@ impl Worker {
                 return Ok(true);
             }
         }
-        Ok(false)
     }
 
     /// Carries a command out. True: it was the last one.
     fn obey(&mut self, command: Command) -> Result<bool> {
         match command {
-            Command::Inject { snapshot, pause, told_ns } => {
-                self.tasks.iter_mut().for_each(|task| task.inject(snapshot, pause));
+            Command::Inject { snapshot, pause, triggered_ns, told_ns } => {
+                let tasks = self.tasks.iter_mut();
+                tasks.for_each(|task| task.inject(snapshot, pause, triggered_ns));
                 self.shares.iter_mut().for_each(|shares| shares.triggered(snapshot, told_ns));
             }
             Command::Complete { snapshot, last } => {
@@ -313,6 +330,12 @@ impl Worker {
     fn snapshot_some(&mut self) -> Result<bool> {
         let Some(shares) = &mut self.shares else { return Ok(false) };
         let drained = shares.drain_some(&mut self.tasks)?;
+        Ok(self.ack_some()? || drained)
+    }
+
+    /// Acks of what is durable, and what has failed.
+    fn ack_some(&mut self) -> Result<bool> {
+        let Some(shares) = &mut self.shares else { return Ok(false) };
         let polled = shares.poll(&mut self.tasks)?;
         for outcome in shares.take_outcomes() {
             let (worker, attempt) = (self.id, self.attempt);
@@ -329,7 +352,7 @@ impl Worker {
         if shares.wants_segment() {
             _ = self.events.send(Event::WantsSegment);
         }
-        Ok(drained || polled)
+        Ok(polled)
     }
 
     /// A piece of restored state that is still on disk only.
@@ -381,6 +404,19 @@ mod tests {
         fn visit(&mut self, _visitor: &mut Visitor<'_>) -> Result<()> {
             Ok(())
         }
+    }
+
+    /// The supervisor's thread panicked, and its workers ran on for ever.
+    #[test]
+    fn a_worker_whose_supervisor_is_gone_stops() {
+        let names = Arc::from(["holding".to_string()]);
+        let head = Holding { _held: Arc::new(()), fails: false };
+        let task = Task::new(Box::new(head), 0, names, Arc::new(Trace::default()));
+        let ((commands, orders), (events, _told)) = (channel(), channel());
+        let mut worker = Worker::new((WorkerId(0), Attempt(1)), vec![task], None, orders, events);
+        assert_ne!(worker.step(0), Step::Stopped);
+        drop(commands);
+        assert_eq!(worker.step(0), Step::Stopped);
     }
 
     /// A worker said it had stopped, and only then ended its writes. The next attempt, on another

@@ -16,6 +16,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidegate::workload::edges::Edges;
 
+/// What was spilled and logged is said, also where it is nothing.
+#[track_caller]
+fn assert_inputs(numbers: &Value) {
+    for number in ["spilled_records", "spilled_bytes", "logged_records", "logged_bytes"] {
+        assert!(numbers["inputs"][number].is_u64(), "{number} in {numbers}");
+    }
+    for number in ["spill_write_ms", "spill_read_ms", "logs_failed", "timeouts_refused"] {
+        assert!(numbers["inputs"][number].is_number(), "{number} in {numbers}");
+    }
+}
+
 fn json(ran: &Ran) -> Value {
     serde_json::from_slice(&ran.stdout).expect("one JSON value on standard output")
 }
@@ -169,6 +180,7 @@ fn json_is_one_object_with_the_numbers_of_the_run() {
     for number in ["asked", "triggered", "aborted", "p50_ms", "p99_ms"] {
         assert!(first["snapshots"][number].is_number(), "{number} in {first}");
     }
+    assert_inputs(&first);
     let second = json(&place.count(&more).succeeded());
     assert_eq!(second["end"], "already_complete");
     assert_eq!(second["restored"], first["snapshot"]);
@@ -203,6 +215,7 @@ fn bench_paper_checks_its_answer_and_prints_the_numbers() {
         assert_eq!(numbers["records"], 20_000);
         assert!(numbers["records_per_second"].as_f64() > Some(0.0));
         assert!(numbers["peak_rss_bytes"].is_u64());
+        assert_inputs(numbers);
     }
     assert_eq!(none["snapshots_completed"], 0);
     assert!(abs["snapshots_completed"].as_u64() >= Some(2), "{abs}");
@@ -390,6 +403,7 @@ fn a_loop_that_is_stopped_goes_on_and_once_complete_changes_nothing() {
     assert_eq!(ended["end"], "complete");
     assert!(ended["restored"].is_u64() && ended["edges"].is_u64(), "{ended}");
     assert!(ended["edges_per_second"].as_f64() > Some(0.0), "{ended}");
+    assert_inputs(&ended);
     let output = contents(&place.path("out"));
     assert_components(&place.committed("out"), &place.text);
     let again = place.iterate(&more).succeeded();

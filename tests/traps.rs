@@ -3,14 +3,14 @@
 //!
 //! | trap | test |
 //! |---|---|
-//! | 1 finished input | `align`: `trap_01_..` |
+//! | 1 finished input | `align::tests`: `trap_01_..` |
 //! | 2 trigger races with finish, 3 last commit | `coordinator`: `trap_02_..`, `trap_03_..`; through the engine `trap_03_..` here |
 //! | 4 idle source, 5 batch ends at a barrier | here |
 //! | 6 replay of buffers | `inbox::tests`: `trap_06_..` |
 //! | 7 fairness, 8 expansion, 9 diamond | here; a full output beside a free one `task`: `trap_09_..` |
-//! | 10 repeated barrier | `align`: `trap_10_..` |
+//! | 10 repeated barrier | `align::tests`: `trap_10_..` |
 //! | 11 offset at the barrier | here |
-//! | 12 timers, watermarks, requests | none yet |
+//! | 12 timers, watermarks, requests | here, for what an operator waits for by itself: the engine has no timers, watermarks or asynchronous calls yet |
 //! | 13 what stages hold back | here; a stage that pre-aggregates empties itself in `Stage::flush` |
 //! | 14 no emission between capture and barrier | here |
 //! | 15 in-place state | `state::tests`: `a_marked_version_is_the_same_bytes_whatever_happens_meanwhile`; after an abort here |
@@ -43,6 +43,7 @@ use tidegate::error::{Error, Result};
 use tidegate::graph::Graph;
 use tidegate::id::{SnapshotId, StateSlot};
 use tidegate::inbox::{Inbox, Pulled};
+use tidegate::operator::process::KeyState;
 use tidegate::operator::sink::{Collect, Collected, Files, Roll};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::operator::split::Side;
@@ -261,6 +262,26 @@ fn trap_11_the_offset_is_taken_at_the_barrier_though_a_batch_is_half_emitted() {
     let (graph, out) = collected(job, updates);
     restarted_at_snapshots(&graph, &MemoryDisk::new(1), 1);
     assert_exact(out.take(), &[3_000]);
+}
+
+/// A window of seven records per key: the timer that is running (how many are still to come) and the time
+/// so far (windows closed) are in the state, or a restart in its middle would shift all that follow.
+#[test]
+fn trap_12_what_an_operator_waits_for_is_state_and_goes_on_after_a_restart() {
+    let job = Job::new("timers");
+    let by_key = numbers(&job, "numbers", 3_000).key_by(|number| number % 4);
+    let updates =
+        by_key.process("window", |number, state: &mut KeyState<'_, u64, (u64, u64)>, out| {
+            let (left, closed) = state.or_insert_with(|| (7, 0));
+            *left -= 1;
+            if *left == 0 {
+                (*left, *closed) = (7, *closed + 1);
+                out.push((number % 4, *closed));
+            }
+        });
+    let (graph, out) = collected(job, updates);
+    restarted_at_snapshots(&graph, &MemoryDisk::new(1), 2);
+    assert_exact(out.take(), &[750 / 7; 4]);
 }
 
 #[test]

@@ -44,6 +44,16 @@ struct Ran {
 /// left of it then is left behind.
 #[track_caller]
 fn ran(config: &Config, make: impl FnOnce() -> Job + Send + 'static) -> Ran {
+    ran_and_heard(config, make, |_| {})
+}
+
+/// The same; `hear` is told first.
+#[track_caller]
+fn ran_and_heard(
+    config: &Config,
+    make: impl FnOnce() -> Job + Send + 'static,
+    hear: fn(&Notice<'_>),
+) -> Ran {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
         let usual = take_hook();
@@ -57,10 +67,13 @@ fn ran(config: &Config, make: impl FnOnce() -> Job + Send + 'static) -> Ran {
     std::thread::spawn(move || {
         let (mut completed, mut restarted) = (0, Vec::new());
         let graph = make().build().expect("well formed");
-        let result = run(&graph, &config, &Handle::default(), &mut |notice| match notice {
-            Notice::Completed { .. } => completed += 1,
-            Notice::Restarting { error, .. } => restarted.push(error.to_string()),
-            _ => {}
+        let result = run(&graph, &config, &Handle::default(), &mut |notice| {
+            hear(&notice);
+            match notice {
+                Notice::Completed { .. } => completed += 1,
+                Notice::Restarting { error, .. } => restarted.push(error.to_string()),
+                _ => {}
+            }
         });
         _ = told.send(Ran { result, completed, restarted });
     });
@@ -237,6 +250,26 @@ fn assert_barb(error: &Error) {
     let Error::WorkerPanicked { at, message, .. } = error else { panic!("{error}") };
     assert!(at.contains("dropping a task") && message.contains("the barb"), "{error}");
     assert!(error.to_string().starts_with("worker "), "{error}");
+}
+
+/// Its workers were never told to stop, and the process waited for them for ever.
+#[test]
+fn a_supervisor_that_panics_ends_the_job_with_an_error_and_no_worker_runs_on() {
+    for config in drivers() {
+        let job = || {
+            let job = Job::new("heard");
+            let (sink, _) = Collect::new();
+            counted(numbers(&job)).sink("out", sink);
+            job
+        };
+        let ran = ran_and_heard(&config, job, |notice| {
+            assert!(!matches!(notice, Notice::Completed { .. }), "enough is enough");
+        });
+        let error = ran.result.expect_err("what it told panicked");
+        let Error::SupervisorPanicked { message } = &error else { panic!("{error}") };
+        assert!(message.contains("enough is enough"), "{error}");
+        assert!(ran.restarted.is_empty() && !error.is_retryable(), "{:?}", ran.restarted);
+    }
 }
 
 /// As above; here nothing else had failed, so the drop is what is told.

@@ -16,7 +16,7 @@ use tidegate::operator::sink::Roll;
 use super::duration;
 use super::exit::{self, Failure};
 use super::settings::{Alignment, Asked, ModeName, Workers};
-use super::summary::{self, SnapshotNumbers};
+use super::summary::{self, InputNumbers, SnapshotNumbers};
 use super::watch::{self, Show, Watched};
 
 const NO_SNAPSHOTS: &str = "without --snapshots a crash or a stop loses all that was done";
@@ -158,6 +158,7 @@ struct Numbers {
     read: Read,
     seconds: f64,
     snapshots: SnapshotNumbers,
+    inputs: InputNumbers,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -172,6 +173,7 @@ impl Numbers {
             read: unit.numbers(report),
             seconds: report.elapsed.as_secs_f64(),
             snapshots: SnapshotNumbers::of(report),
+            inputs: InputNumbers::of(report),
             peak_rss_bytes: summary::peak_rss_bytes(),
         }
     }

@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 use indicatif::HumanCount;
 use serde::Serialize;
 use tidegate::engine::{End, Report};
+use tidegate::inbox::Measured;
 
 use super::exit::{Failure, stdout_failure};
 
@@ -31,6 +32,42 @@ impl SnapshotNumbers {
             aborted: cadence.aborted,
             p50_ms: quantile(&report.snapshot_ns, 0.5, 1e6),
             p99_ms: quantile(&report.snapshot_ns, 0.99, 1e6),
+        }
+    }
+}
+
+/// What inputs moved to disk and back while they were not read, and what was logged of records in transit.
+#[derive(Serialize)]
+pub struct InputNumbers {
+    spilled_records: u64,
+    spilled_bytes: u64,
+    /// From handing a chunk to the disk to seeing it written, and from asking for it to seeing it read,
+    /// summed over chunks: several are under way at once.
+    spill_write_ms: f64,
+    spill_read_ms: f64,
+    logged_records: u64,
+    /// Without what records own on the heap.
+    logged_bytes: u64,
+    /// Snapshots given up because more was in transit than a log holds.
+    logs_failed: u64,
+    /// Timed alignments that waited past their time for that reason.
+    timeouts_refused: u64,
+}
+
+impl InputNumbers {
+    /// Those of `report`.
+    pub fn of(report: &Report) -> Self {
+        let Measured { spilled, logged_records, logged_bytes, logs_failed, timeouts_refused } =
+            report.inputs;
+        Self {
+            spilled_records: spilled.records,
+            spilled_bytes: spilled.bytes,
+            spill_write_ms: spilled.write_ns as f64 / 1e6,
+            spill_read_ms: spilled.read_ns as f64 / 1e6,
+            logged_records,
+            logged_bytes,
+            logs_failed,
+            timeouts_refused,
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::coordinator::Cadence;
 use crate::disk::{Disk, best_disk};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::guard;
 use crate::id::SnapshotId;
 use crate::inbox;
 use crate::phases::PhaseHistograms;
@@ -154,7 +155,8 @@ impl Job {
 /// Runs `graph` until its input ends or `handle` asks for a stop. `notice` is told what happens.
 ///
 /// # Errors
-/// The job cannot be built, started or restored, or failed more often than its restarts allow.
+/// The job cannot be built, started or restored, or failed more often than its restarts allow; or
+/// `notice` panicked.
 pub fn run(
     graph: &Graph,
     config: &Config,
@@ -183,7 +185,11 @@ pub fn run(
         supervisor::Opened::Ready(supervisor) => supervisor,
     };
     loop {
-        match supervisor.turn(clock::now_ns(), notice) {
+        let turn = guard::caught(|| supervisor.turn(clock::now_ns(), notice));
+        let turn = turn.unwrap_or_else(|caught| {
+            Turn::Done(Err(caught.into_error(|message| Error::SupervisorPanicked { message })))
+        });
+        match turn {
             Turn::Start(workers) => pool.run(workers),
             Turn::Wait { until_ns, told } => {
                 if told {
@@ -196,7 +202,14 @@ pub fn run(
                 supervisor.wait(wait);
                 pool.lost().for_each(|(worker, error)| supervisor.lost(worker, error));
             }
-            Turn::Done(result) => return result.map(|report| *report),
+            Turn::Done(result) => {
+                // Only a supervisor that panicked leaves workers. They have to let go of the snapshot
+                // directory before its lock does; what panicked is not asked to tell them twice.
+                supervisor.give_up();
+                pool.wake();
+                drop(pool);
+                return result.map(|report| *report);
+            }
         }
     }
 }

@@ -403,6 +403,11 @@ impl<'g> Supervisor<'g> {
         }
     }
 
+    /// The job has ended: no worker is to run on.
+    pub fn give_up(&mut self) {
+        self.commands.clear();
+    }
+
     fn tell(&mut self, command: Command) {
         self.told = true;
         // A worker that has stopped does not listen any more; its event says so.
@@ -420,7 +425,8 @@ impl<'g> Supervisor<'g> {
             match action {
                 Action::Inject { snapshot, pause } => {
                     let told_ns = clock::now_ns();
-                    self.tell(Command::Inject { snapshot, pause, told_ns });
+                    let triggered_ns = now_ns;
+                    self.tell(Command::Inject { snapshot, pause, triggered_ns, told_ns });
                 }
                 Action::Commit { snapshot, parts, last, triggered_ns } => {
                     self.tell(Command::Resume(snapshot));

@@ -13,7 +13,7 @@ use crate::record::{Control, Record};
 impl<T: Record> Inbox<T> {
     /// The trigger has come: what late inputs have had set aside is in transit.
     pub(super) fn begin_log(&mut self, snapshot: SnapshotId) {
-        self.awaited.retain(|awaited| awaited.snapshot > snapshot);
+        self.timed.captured(snapshot);
         self.seal(); // a trigger means that the snapshot before is sealed
         if !self.aligner.is_logging() {
             return;
@@ -23,51 +23,65 @@ impl<T: Record> Inbox<T> {
             if !self.aligner.is_late(input) {
                 continue;
             }
-            let Input { backlog, unlogged, .. } = &mut self.inputs[input];
-            *unlogged = !backlog.is_in_memory();
-            if *unlogged {
-                self.log.fail("too much is in transit: part of it is on disk".into());
-            } else {
-                let log = &mut self.log;
-                if backlog.before(snapshot, &mut |records| log.append(input, records)) {
-                    backlog.remove_barrier(snapshot);
-                    let barrier = Arrival::Control(Control::Barrier(snapshot));
-                    if let Verdict::Sealed(_) = admit(&mut self.aligner, input, barrier) {
-                        self.seal();
-                    }
+            self.inputs[input].unlogged = true;
+            if self.log_backlog(input) {
+                let barrier = Arrival::Control(Control::Barrier(snapshot));
+                if let Verdict::Sealed(_) = admit(&mut self.aligner, input, barrier) {
+                    self.seal();
                 }
             }
         }
     }
 
+    /// Copies what a late input has set aside to the log, unless part of it is on disk: then it stays
+    /// `unlogged`, and is copied as it comes back. Whether the barrier was in it; it is taken out.
+    fn log_backlog(&mut self, input: usize) -> bool {
+        let snapshot = self.aligner.captured();
+        let Input { backlog, unlogged, .. } = &mut self.inputs[input];
+        *unlogged = !backlog.is_in_memory();
+        let log = &mut self.log;
+        !*unlogged
+            && backlog.before(snapshot, &mut |records| log.append(input, records))
+            && backlog.remove_barrier(snapshot)
+    }
+
     pub(super) fn seal(&mut self) {
-        if !self.log.seal() {
-            // Too much was in transit for a timed capture: let the next one wait for alignment.
-            self.blocking_until = self.aligner.captured().next();
-        }
+        self.log.seal();
+        // After a log that was too long, the next snapshot waits for its alignment.
+        self.timed.sealed(self.log.failed(), self.aligner.captured().next());
     }
 
     /// Looks for the barrier of a late input. If it is in the ring, what stands before it is copied
     /// to the log where it is, and the input has delivered: no slow stage is waited for. If it is
     /// not there and the ring is full, its sender may be stuck before it, and gets some room.
     pub(super) fn log_ahead(&mut self, input: usize) -> Result<bool> {
-        let captured = self.aligner.captured();
-        let Input { ring, unlogged, .. } = &mut self.inputs[input];
-        if *unlogged {
-            return Ok(false);
+        let barrier = Control::Barrier(self.aligner.captured());
+        if self.inputs[input].unlogged {
+            if self.log_backlog(input) {
+                self.come_to(input, barrier);
+                return Ok(true);
+            }
+            if self.inputs[input].unlogged {
+                return Ok(false);
+            }
         }
+        let ring = &mut self.inputs[input].ring;
         let is_full = ring.len() == ring.capacity();
-        let barrier = Control::Barrier(captured);
         match ring.peek_to(barrier) {
             Some(records) => {
                 records.into_iter().for_each(|records| self.log.append(input, records));
-                if let Pulled::Barrier(snapshot) = self.control(input, barrier) {
-                    self.due = Some(snapshot);
-                }
+                self.come_to(input, barrier);
                 Ok(true)
             }
             None if is_full => self.take_in(input, BATCH_RECORDS),
             None => Ok(false),
+        }
+    }
+
+    /// `input` has come to a mark while nothing can be captured: a trigger that comes of it is due.
+    fn come_to(&mut self, input: usize, control: Control) {
+        if let Pulled::Barrier(snapshot) = self.control(input, control) {
+            self.due = Some(snapshot);
         }
     }
 
@@ -104,11 +118,11 @@ impl<T: Record> Inbox<T> {
                     None
                 }
             };
-            if let Some(barrier) = control
-                && let Pulled::Barrier(snapshot) = self.control(input, barrier)
-            {
-                self.due = Some(snapshot);
-                return Ok(true);
+            if let Some(barrier) = control {
+                self.come_to(input, barrier);
+                if self.due.is_some() {
+                    return Ok(true);
+                }
             }
             moved = true;
         }

@@ -7,7 +7,8 @@
 //! Invariants
 //! - The records of one input keep their order, also when the log is shared out by key group to
 //!   another number of tasks.
-//! - At most [`LOG_BYTES_MAX`] are kept for one snapshot; a log above that fails its snapshot.
+//! - At most [`LOG_BYTES_MAX`] are kept for one snapshot; a log above that fails its snapshot, which is
+//!   counted.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,6 +35,8 @@ pub struct Log<T> {
     replay: Buffer<T>,
     /// Records copied so far, of all snapshots.
     logged: u64,
+    /// Snapshots whose log could not be kept.
+    failed: u64,
 }
 
 /// The log of one snapshot.
@@ -54,7 +57,7 @@ impl<T: Record> Log<T> {
     #[must_use]
     pub fn new(copy: Copy, group_of: Vec<GroupOf<T>>) -> Self {
         let (open, restored, replay) = (VecDeque::new(), Vec::new(), Buffer::with_capacity(0));
-        Self { copy, group_of, open, restored, replay, logged: 0 }
+        Self { copy, group_of, open, restored, replay, logged: 0, failed: 0 }
     }
 
     /// Begins the log of `snapshot`, whose trigger has come.
@@ -77,6 +80,7 @@ impl<T: Record> Log<T> {
         open.bytes += size_of_val(records);
         if open.bytes > LOG_BYTES_MAX {
             open.records.iter_mut().for_each(|records| *records = Vec::new());
+            self.failed += 1;
             open.failed = Some(format!(
                 "more than {LOG_BYTES_MAX} bytes were in transit to one task; a loop that holds \
                  that much, or an input that far behind, cannot be logged"
@@ -102,20 +106,17 @@ impl<T: Record> Log<T> {
         self.logged
     }
 
-    /// The snapshot begun last cannot be logged.
-    pub fn fail(&mut self, reason: String) {
-        if let Some(open) = self.open.back_mut() {
-            open.failed = Some(reason);
-        }
+    /// Snapshots so far whose log could not be kept.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed
     }
 
-    /// No input is late any more: the log begun last is complete, if it was not before. Whether it
-    /// could be kept.
-    pub fn seal(&mut self) -> bool {
-        let open = self.open.back_mut().filter(|open| !open.sealed);
-        let Some(open) = open else { return true };
-        open.sealed = true;
-        open.failed.is_none()
+    /// No input is late any more: the log begun last is complete, if it was not before.
+    pub fn seal(&mut self) {
+        if let Some(open) = self.open.back_mut() {
+            open.sealed = true;
+        }
     }
 
     /// The restored records that have not been handled yet.
@@ -234,7 +235,7 @@ mod tests {
         assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Waiting, "not sealed");
         log.append(1, &words(&["else"]));
         log.append(0, &words(&["a2"]));
-        assert!(log.seal());
+        log.seal();
         assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
         assert!(log.replay().is_none(), "the running task handles them as they come");
 
@@ -274,15 +275,16 @@ mod tests {
         let mut pieces = Pieces::default();
         let error = log.drain(1, &mut pieces).unwrap_err();
         assert!(error.to_string().contains("in transit"), "{error}");
-        assert!(!log.seal());
-        assert!(log.seal(), "that it could not be kept is said once");
         log.abandon();
+        log.append(0, &block);
+        assert_eq!(log.failed(), 1, "that it could not be kept is counted once");
+        log.seal();
         log.begin(SnapshotId(2));
         log.mark(SnapshotId(2));
         log.append(0, &block[..1]);
-        assert!(log.seal());
+        log.seal();
         assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
-        assert_eq!(pieces.0.len(), 1);
+        assert_eq!((pieces.0.len(), log.failed()), (1, 1));
     }
 
     #[test]

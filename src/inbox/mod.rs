@@ -24,19 +24,23 @@
 //! - A record in transit at a cut is copied to the log once: when it leaves the ring of a late input,
 //!   where it stands in the ring once the barrier is seen behind it, or at the capture if it was set
 //!   aside before. So no snapshot waits for a slow stage.
+//! - Only where part of what was set aside is on disk at the capture does a snapshot wait: what comes
+//!   before the barrier is logged as it comes back, and the rest at once when the last of it is in memory.
+//!   That an input is not waited for is refused, and counted, where it has set aside more than a log holds.
 //! - A blocked input is not handled; every other input is, in turn and with a bound, so that after an
 //!   alignment none starves and none floods (trap 7).
 //! - A batch ends at a mark; records behind it are not touched (trap 5).
 
 mod aside;
 mod log;
+mod timed;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::ops::AddAssign;
 use std::sync::Arc;
 
+use self::timed::Timed;
 pub use log::{GroupOf, Log};
 
 use crate::align::{Aligner, Arrival, InputKind, Verdict};
@@ -76,8 +80,8 @@ pub struct Input<T: Record> {
     pub inside: bool,
     /// Where its records are set aside.
     pub backlog: Backlog<T>,
-    /// Whether it is late and cannot be logged: part of what was set aside is on disk, perhaps with
-    /// its barrier.
+    /// Whether it is late and what was set aside is not in the log yet: part of it is on disk, perhaps
+    /// with its barrier. It is logged as it is handled.
     pub unlogged: bool,
 }
 
@@ -106,19 +110,22 @@ pub struct Measured {
     pub spilled: Spilled,
     /// Records it copied to logs.
     pub logged_records: u64,
+    /// Bytes of those, without what they own on the heap.
+    pub logged_bytes: u64,
+    /// Snapshots that were given up because more was in transit than a log holds.
+    pub logs_failed: u64,
+    /// Timed alignments that waited past their time, for the same reason.
+    pub timeouts_refused: u64,
 }
 
 impl AddAssign for Measured {
     fn add_assign(&mut self, other: Self) {
         self.spilled += other.spilled;
         self.logged_records += other.logged_records;
+        self.logged_bytes += other.logged_bytes;
+        self.logs_failed += other.logs_failed;
+        self.timeouts_refused += other.timeouts_refused;
     }
-}
-
-/// A snapshot that has been announced, and since when it is waited for (ns; `None`: not looked at).
-struct Awaited {
-    snapshot: SnapshotId,
-    since_ns: Option<u64>,
 }
 
 /// The inputs of one task, all of one record type.
@@ -134,12 +141,9 @@ pub struct Inbox<T: Record> {
     records_max: usize,
     /// Most records taken from one input at once since the last step's time was told.
     taken_most: usize,
-    /// Snapshots under way, of a timed alignment: at most as many as may be pending.
-    awaited: VecDeque<Awaited>,
+    timed: Timed,
     /// A trigger that came while the stage was full.
     due: Option<SnapshotId>,
-    /// A timed capture waits for this snapshot: the log of one before it was too long.
-    blocking_until: SnapshotId,
     /// Records taken from inside the loop whose effects may not all be sent yet.
     unsettled: usize,
     /// Whether every regular input of the loop's entrance has ended.
@@ -157,12 +161,11 @@ impl<T: Record> Inbox<T> {
             inputs,
             aligner,
             log,
-            blocking_until: setting.captured,
+            timed: Timed::new(setting.captured),
             setting,
             turn: 0,
             records_max: INPUT_RECORDS_MAX,
             taken_most: 0,
-            awaited: VecDeque::new(),
             due: None,
             has_back_edges: kinds.contains(&InputKind::BackEdge),
             unsettled: 0,
@@ -200,17 +203,15 @@ impl<T: Record> Inbox<T> {
     /// What was spilled and logged so far.
     #[must_use]
     pub fn measured(&self) -> Measured {
-        let mut measured = Measured { logged_records: self.log.logged(), ..Measured::default() };
+        let mut measured = Measured {
+            logged_records: self.log.logged(),
+            logged_bytes: self.log.logged() * size_of::<T>() as u64,
+            logs_failed: self.log.failed(),
+            timeouts_refused: self.timed.refused,
+            spilled: Spilled::default(),
+        };
         self.inputs.iter().for_each(|input| measured.spilled += input.backlog.measured());
         measured
-    }
-
-    /// A snapshot is under way: its barrier will come. Starts the clock of a timed alignment.
-    pub fn announce(&mut self, snapshot: SnapshotId) {
-        if matches!(self.setting.mode, Mode::Unaligned { .. }) && snapshot > self.aligner.captured()
-        {
-            self.awaited.push_back(Awaited { snapshot, since_ns: None });
-        }
     }
 
     /// The restored log counts as in flight. Called once, after the restore.
@@ -232,7 +233,6 @@ impl<T: Record> Inbox<T> {
         if let Some(pulled) = self.replay(stage)? {
             return Ok((pulled, None));
         }
-        let overdue_at_ns = self.watch(now_ns);
         if self.is_overdue(now_ns)
             && let Some(snapshot) = self.expire()
         {
@@ -243,36 +243,7 @@ impl<T: Record> Inbox<T> {
         {
             return Ok((pulled, None));
         }
-        Ok((self.read_each(stage)?, overdue_at_ns))
-    }
-
-    /// When the announced snapshot is overdue, if it is not yet, ns.
-    fn watch(&mut self, now_ns: u64) -> Option<u64> {
-        let Mode::Unaligned { after } = self.setting.mode else { return None };
-        let awaited = self.awaited.front_mut()?;
-        let overdue_at_ns = *awaited.since_ns.get_or_insert(now_ns) + after.as_nanos() as u64;
-        (now_ns < overdue_at_ns).then_some(overdue_at_ns)
-    }
-
-    fn is_overdue(&self, now_ns: u64) -> bool {
-        let Mode::Unaligned { after } = self.setting.mode else { return false };
-        let since_ns = self.awaited.front().and_then(|awaited| awaited.since_ns);
-        since_ns.is_some_and(|since_ns| now_ns >= since_ns + after.as_nanos() as u64)
-    }
-
-    /// Alignment takes too long: captures without the inputs that are late, if they can be logged.
-    fn expire(&mut self) -> Option<SnapshotId> {
-        let snapshot = self.awaited.front()?.snapshot;
-        // What a blocked input has set aside is behind its barrier: it is not to be logged.
-        let mut inputs = self.inputs.iter().enumerate();
-        let in_memory =
-            inputs.all(|(i, input)| self.aligner.is_blocked(i) || input.backlog.is_in_memory());
-        if snapshot <= self.blocking_until || !in_memory {
-            return None;
-        }
-        let captured = self.aligner.expire(snapshot)?;
-        self.begin_log(captured);
-        Some(captured)
+        Ok((self.read_each(stage)?, self.overdue_at_ns(now_ns)))
     }
 
     /// The entrance of a loop: whether the loop is empty, where that matters.
@@ -325,7 +296,7 @@ impl<T: Record> Inbox<T> {
     /// Handles the restored log, before any input.
     fn replay(&mut self, stage: &mut dyn Stage<T>) -> Result<Option<Pulled>> {
         let Some(replay) = self.log.replay() else { return Ok(None) };
-        let (taken, flow) = replay.lend(|batch| handle(batch, stage));
+        let (taken, flow) = replay.lend(|batch| handle(batch, stage, None));
         Ok(Some(self.handled(taken, true, flow?)))
     }
 
@@ -368,15 +339,9 @@ impl<T: Record> Inbox<T> {
             Polled::Empty | Polled::Closed => return Ok(Pulled::Nothing),
             Polled::Records(mut records) => {
                 let verdict = admit(&mut self.aligner, input, Arrival::Records);
-                if let Verdict::Log(_) = verdict {
-                    self.log.append(input, records.as_slice());
-                }
                 assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");
-                let handled = handle(&mut records, stage);
-                if let Verdict::Log(_) = verdict {
-                    self.log.retract(input, records.len());
-                }
-                Err(handled)
+                let log = matches!(verdict, Verdict::Log(_)).then_some((&mut self.log, input));
+                Err(handle(&mut records, stage, log))
             }
             Polled::Control(control) => Ok(control),
         };
@@ -388,7 +353,7 @@ impl<T: Record> Inbox<T> {
 
     fn read_backlog(&mut self, input: usize, stage: &mut dyn Stage<T>) -> Result<Pulled> {
         let records_max = self.records_max;
-        let Input { backlog, inside, .. } = &mut self.inputs[input];
+        let Input { backlog, inside, unlogged, .. } = &mut self.inputs[input];
         let moved = backlog.poll()?;
         match backlog.front() {
             Front::Empty | Front::Waiting => {
@@ -400,9 +365,11 @@ impl<T: Record> Inbox<T> {
             }
             Front::Records => {
                 let verdict = admit(&mut self.aligner, input, Arrival::Records);
-                // Of a late input, what was set aside is in the log already.
                 assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");
-                let (taken, flow) = backlog.lend(records_max, |batch| handle(batch, stage));
+                // Of a late input, what was set aside is in the log already; unless it was on disk.
+                let is_new = *unlogged && matches!(verdict, Verdict::Log(_));
+                let log = is_new.then_some((&mut self.log, input));
+                let (taken, flow) = backlog.lend(records_max, |batch| handle(batch, stage, log));
                 let inside = *inside;
                 Ok(self.handled(taken, inside, flow?))
             }
@@ -471,10 +438,21 @@ impl<T: Record> Inbox<T> {
     }
 }
 
-/// Lets `stage` take from `batch`; how many it took, and how that went.
-fn handle<T>(batch: &mut Batch<'_, T>, stage: &mut dyn Stage<T>) -> (usize, Result<Flow>) {
+/// Lets `stage` take from `batch`, and copies what it took to a log; how many it took, and how that
+/// went.
+fn handle<T: Record>(
+    batch: &mut Batch<'_, T>,
+    stage: &mut dyn Stage<T>,
+    mut log: Option<(&mut Log<T>, usize)>,
+) -> (usize, Result<Flow>) {
     let before = batch.len();
+    if let Some((log, input)) = &mut log {
+        log.append(*input, batch.as_slice());
+    }
     let flow = stage.process(batch);
+    if let Some((log, input)) = &mut log {
+        log.retract(*input, batch.len());
+    }
     (before - batch.len(), flow)
 }
 

@@ -19,7 +19,7 @@ use super::place::{self, Place};
 use crate::cli::duration;
 use crate::cli::exit::{self, Failure};
 use crate::cli::settings::{Alignment, Asked, ModeName, Workers};
-use crate::cli::summary::{self, quantile};
+use crate::cli::summary::{self, InputNumbers, quantile};
 use crate::cli::watch::{self, Show};
 
 /// Records where neither their number nor a rate is given.
@@ -88,6 +88,7 @@ struct Numbers {
     snapshot_ms_p99: Option<f64>,
     phases_us: Phases,
     written_bytes: WrittenBytes,
+    inputs: InputNumbers,
     peak_rss_bytes: Option<u64>,
     #[serde(flatten)]
     latency: Latency,
@@ -176,6 +177,7 @@ fn numbers(arguments: &Paper, config: &Config, report: &Report) -> Numbers {
         snapshot_ms_p99: quantile(snapshot_ns, 0.99, 1e6),
         phases_us: Phases::of(report),
         written_bytes: WrittenBytes::of(report),
+        inputs: InputNumbers::of(report),
         peak_rss_bytes: None,
         latency: Latency::default(),
     }

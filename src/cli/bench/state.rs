@@ -23,7 +23,7 @@ use super::restart::{self, GoneOn, Restart};
 use crate::cli::duration;
 use crate::cli::exit::{self, Failure};
 use crate::cli::settings::{Alignment, Asked, ModeName, Workers};
-use crate::cli::summary::{self, quantile};
+use crate::cli::summary::{self, InputNumbers, quantile};
 use crate::cli::watch::{self, Show};
 
 /// Updates where neither their number nor a rate is given.
@@ -128,6 +128,7 @@ struct Numbers {
     snapshot_bytes: Option<u64>,
     phases_us: Phases,
     written_bytes: WrittenBytes,
+    inputs: InputNumbers,
     state_bytes: u64,
     /// Resident before the job, its draws included.
     rss_bytes_before: Option<u64>,
@@ -274,6 +275,7 @@ fn numbers(arguments: &State, config: &Config, report: &Report) -> Numbers {
         snapshot_bytes: None,
         phases_us: Phases::of(report),
         written_bytes: WrittenBytes::of(report),
+        inputs: InputNumbers::of(report),
         state_bytes: arguments.keys * (KEY_BYTES + arguments.value_bytes) as u64,
         rss_bytes_before: None,
         peak_rss_bytes: None,

@@ -55,7 +55,7 @@ impl Supervisor<'_> {
             tasks.iter_mut().flatten().try_for_each(Task::migrate)?;
             notice(Notice::Restored(newest.id()));
         }
-        tasks.iter_mut().flatten().for_each(Task::start);
+        tasks.iter_mut().flatten().try_for_each(Task::start)?;
         self.proven_from = None;
         self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
         self.commands.clear();

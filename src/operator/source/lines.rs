@@ -8,7 +8,8 @@
 //! A peer that closes its connection ends the input, and what it sent of a last line is a line. A
 //! connection that cannot be made, or is reset, is a failure that the job may be restarted from: it
 //! connects again and goes on with what is sent then. What was read since the last snapshot, and a line
-//! of which only a part came, are lost as in a crash.
+//! of which only a part came, are lost as in a crash. The connection is made before the workers of an
+//! attempt run, so no worker, and no barrier, waits for an address that does not answer.
 
 use std::io::{self, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -23,7 +24,7 @@ use crate::config::{BATCH_RECORDS, LINE_BYTES_MAX};
 use crate::error::{Error, Result};
 
 const CHUNK_BYTES: usize = 64 << 10;
-/// Longest wait for one address to answer. The worker waits too, and with it every barrier.
+/// Longest wait for one address to answer, while nothing of the job runs yet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 4;

@@ -59,7 +59,9 @@ pub trait Source: Send + Sync + 'static {
     /// How many splits there are; never changes for one identity. At least 1.
     fn splits(&self) -> u32;
 
-    /// A reader of `split` from `offset` on, or from the split's beginning.
+    /// A reader of `split` from `offset` on, or from the split's beginning. The first one of each
+    /// task is made before the workers of an attempt run, and may be waited for, with a bound. One that
+    /// follows on it is made on the worker, which waits too, and with it every barrier.
     ///
     /// # Errors
     /// The split cannot be read.
@@ -224,6 +226,16 @@ impl<T: Record> SourceHead<T> {
         let (subtask, parallelism) = (subtask as u32, parallelism as u32);
         let offsets = Offsets { subtask, parallelism, splits: BTreeMap::new(), marked: None };
         Self { name, source, context, reading: None, offsets, pace, records, downstream, probe }
+    }
+
+    /// Opens what is to be read first.
+    ///
+    /// # Errors
+    /// The source's.
+    pub fn open(&mut self) -> Result<()> {
+        self.probe.enter();
+        self.reading = self.open_next()?;
+        Ok(())
     }
 
     /// Reads and hands on up to [`INPUT_RECORDS_MAX`] records.
