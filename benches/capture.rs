@@ -130,10 +130,10 @@ impl Stream {
             Keys::Uniform => self.random(),
             Keys::Skewed | Keys::Clustered => {
                 let [a, b, c, d] = [(); 4].map(|()| self.random());
-                ((a * b >> 32) * (c * d >> 32)) >> 32
+                (((a * b) >> 32) * ((c * d) >> 32)) >> 32
             }
         };
-        let rank = (part * self.len as u64 >> 32) as usize;
+        let rank = ((part * self.len as u64) >> 32) as usize;
         match self.keys {
             // A permutation, as the length is a power of two and the factor odd.
             Keys::Skewed => (rank.wrapping_mul(0x9E37_79B1) & (self.len - 1)) as u32,

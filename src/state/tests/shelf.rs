@@ -58,6 +58,10 @@ pub struct Shelf {
 }
 
 impl StateWriter for Shelf {
+    fn enter(&mut self, operator: &str) {
+        panic!("{operator} is no table");
+    }
+
     fn write(&mut self, slot: StateSlot, _schema: u32, _bytes: &[u8]) {
         panic!("a table has no piece {slot:?}");
     }
