@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use crate::Capture;
 use crate::disk::{CHUNK_BYTES, Chunk, Disk, Record, page_len};
-use crate::{Bits, bump, bytes_of};
+use crate::{Bits, bump_all, bytes_of};
 
 /// Captures nothing.
 pub struct Nothing<const W: usize>(pub Vec<Record<W>>);
 
 impl<const W: usize> Capture<W> for Nothing<W> {
     fn update(&mut self, keys: &[u32]) {
-        keys.iter().for_each(|key| bump(&mut self.0[*key as usize]));
+        bump_all(&mut self.0, keys);
     }
 
     fn mark(&mut self) {}
@@ -44,7 +44,7 @@ impl<const W: usize> StopAndCopy<W> {
 
 impl<const W: usize> Capture<W> for StopAndCopy<W> {
     fn update(&mut self, keys: &[u32]) {
-        keys.iter().for_each(|key| bump(&mut self.records[*key as usize]));
+        bump_all(&mut self.records, keys);
     }
 
     fn mark(&mut self) {
@@ -134,7 +134,7 @@ impl<const W: usize, const UNIT: usize> Capture<W> for CopyOnUpdate<W, UNIT> {
                 self.protect(unit);
             }
         }
-        keys.iter().for_each(|key| bump(&mut self.records[*key as usize]));
+        bump_all(&mut self.records, keys);
     }
 
     fn mark(&mut self) {
@@ -218,7 +218,7 @@ impl<const W: usize> Capture<W> for Calc<W> {
                 }
             }
         }
-        keys.iter().for_each(|key| bump(&mut self.live[*key as usize]));
+        bump_all(&mut self.live, keys);
     }
 
     fn mark(&mut self) {
