@@ -194,6 +194,7 @@ impl Resolved {
             progress: self.output.is_some() || !io::stdout().is_terminal(),
             warning: self.config.snapshots.is_none().then_some(NO_SNAPSHOTS),
             until: None,
+            memory: false,
         };
         let watched = watch::run(graph, &self.config, handle, show)?;
         if self.json {

@@ -18,11 +18,14 @@ use tidegate::graph::Graph;
 use tidegate::id::SnapshotId;
 
 use super::exit::{self, Failure, INTERRUPTED};
+use super::summary;
 
 /// From one line about aborted snapshots to the next, ns.
 const ABORTED_PAUSE_NS: u64 = 5_000_000_000;
 /// From one change of the progress line to the next, ns.
 const PROGRESS_NS: u64 = 250_000_000;
+/// From one look at the memory to the next, ns.
+const MEMORY_NS: u64 = 100_000_000;
 
 /// What is shown of a run.
 pub struct Show {
@@ -35,12 +38,26 @@ pub struct Show {
     pub warning: Option<&'static str>,
     /// Stops the job once this is so; looked at about every 20 ms.
     pub until: Option<Box<dyn Fn() -> bool>>,
+    /// Whether to note how much memory is resident, ten times a second.
+    pub memory: bool,
 }
 
 /// What a run did, and the last snapshot it completed.
 pub struct Watched {
     pub report: Report,
     pub last_snapshot: Option<SnapshotId>,
+    /// Memory that was resident at these times, ns and bytes, where the kernel says.
+    pub resident: Vec<(u64, u64)>,
+}
+
+impl Watched {
+    /// The median of what was resident from `since_ns` on.
+    pub fn resident_bytes_since(&self, since_ns: u64) -> Option<u64> {
+        let samples = self.resident.iter().filter(|(at_ns, _)| *at_ns >= since_ns);
+        let mut bytes: Vec<u64> = samples.map(|(_, bytes)| *bytes).collect();
+        bytes.sort_unstable();
+        bytes.get(bytes.len() / 2).copied()
+    }
 }
 
 /// Runs `graph` until it ends or `handle` stops it.
@@ -49,7 +66,8 @@ pub fn run(graph: &Graph, config: &Config, handle: Handle, show: Show) -> Result
     let result = engine::run(graph, config, &handle, &mut |notice| watch.hear(&notice));
     watch.bar.finish_and_clear();
     watch.aborted.tell_rest(clock::now_ns());
-    Ok(Watched { report: result?, last_snapshot: watch.last.map(|(snapshot, _)| snapshot) })
+    let last_snapshot = watch.last.map(|(snapshot, _)| snapshot);
+    Ok(Watched { report: result?, last_snapshot, resident: watch.resident })
 }
 
 /// What signals stop: the first SIGINT or SIGTERM asks for a last snapshot; a SIGINT after that ends
@@ -76,6 +94,7 @@ struct Watch {
     aborted: Aborted,
     /// When the progress line was last changed, and what had been read then.
     shown: (u64, u64),
+    resident: Vec<(u64, u64)>,
 }
 
 impl Watch {
@@ -91,7 +110,7 @@ impl Watch {
         bar.set_style(style.expect("the template is valid"));
         let shown = (clock::now_ns(), 0);
         let aborted = Aborted::default();
-        Self { show, handle, bar, completed: 0, last: None, aborted, shown }
+        Self { show, handle, bar, completed: 0, last: None, aborted, shown, resident: Vec::new() }
     }
 
     fn say(&self, line: &str) {
@@ -129,6 +148,10 @@ impl Watch {
     fn tick(&mut self, now_ns: u64) {
         if let Some(warning) = self.show.warning.take() {
             self.say(&format!("warning: {warning}"));
+        }
+        let is_due = self.resident.last().is_none_or(|(at_ns, _)| now_ns - at_ns >= MEMORY_NS);
+        if self.show.memory && is_due {
+            self.resident.extend(summary::rss_bytes().map(|bytes| (now_ns, bytes)));
         }
         let (since_ns, before) = self.shown;
         let passed_ns = now_ns - since_ns;

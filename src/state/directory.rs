@@ -24,7 +24,7 @@ use std::ptr::NonNull;
 
 use super::capture::{Pages, UNLOADED};
 use super::exchange::Chunk;
-use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max};
+use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max, slots_of};
 use super::tiles::DEPTH_MAX;
 use crate::id::{KEY_GROUPS, KeyGroup};
 use crate::key::Key;
@@ -33,8 +33,12 @@ use crate::record::Data;
 /// Bits of the hash that are the key group: the least depth of a page.
 pub(super) const GROUP_BITS: u32 = KEY_GROUPS.ilog2();
 
-/// A page above this splits in two. Small enough to copy in well under a microsecond.
+/// A page above this splits in two, unless it has few slots. Small enough to copy in well under a
+/// microsecond.
 const PAGE_BYTES_MAX: usize = 4864;
+
+/// A page of fewer slots does not split: they would be half empty.
+const SLOTS_MIN: usize = 12;
 
 struct Entry {
     tags: NonNull<u8>,
@@ -67,19 +71,16 @@ pub(super) fn hash_after(prefix: u64, depth: u32) -> Option<u64> {
     (KeyGroup::of_hash(after) == KeyGroup::of_hash(prefix)).then_some(after)
 }
 
-/// Homes rise by a half and a third in turn: 4, 8, 12, 16, 24, ... so that pages stay well filled.
+/// Homes rise by an eighth, and by at least four, so that pages stay well filled: all pages of a table
+/// that is filled evenly grow at the same time.
 fn homes_after(homes: usize) -> usize {
-    match homes {
-        HOMES_MIN => 2 * HOMES_MIN,
-        _ if homes.is_power_of_two() => homes / 2 * 3,
-        _ => homes / 3 * 4,
-    }
+    homes + (homes / 8).next_multiple_of(HOMES_MIN).max(HOMES_MIN)
 }
 
 /// The homes for a page that starts with `entries` and will get more.
 fn homes_for(entries: usize) -> usize {
     let mut homes = HOMES_MIN;
-    while entries_max(homes) < entries + entries / 4 + 1 {
+    while entries_max(homes) < entries + entries / 8 + 1 {
         homes = homes_after(homes);
     }
     homes
@@ -172,9 +173,10 @@ impl<K: Key, V: Data> Directory<K, V> {
         let is_full = !page.has_room(page.vacancy(hash), 0);
         let homes = if is_full { homes_after(page.homes()) } else { page.homes() };
         let heap_wanted = header.heap_live as usize + heap_bytes;
-        let heap_capacity = heap_wanted + heap_wanted / 2;
+        let heap_capacity = heap_wanted + heap_wanted / 4;
         let bytes = PageBox::<K, V>::heap_at(homes) + heap_capacity;
-        if bytes > PAGE_BYTES_MAX && self.is_split_by_next_bit(hash) {
+        let is_large = bytes > PAGE_BYTES_MAX && slots_of(homes) > SLOTS_MIN;
+        if is_large && self.is_split_by_next_bit(hash) {
             self.split(hash, version);
             return;
         }
@@ -205,7 +207,7 @@ impl<K: Key, V: Data> Directory<K, V> {
             let heap: usize = members().map(|index| page.heap_bytes_at(index)).sum();
             let homes = homes_for(members().count());
             let prefix = prefix | half << (63 - depth);
-            gathered(page, belongs, homes, heap + heap / 2, prefix, depth + 1)
+            gathered(page, belongs, homes, heap + heap / 4, prefix, depth + 1)
         });
         let ids = [page.header().id, self.next_id];
         let (tags, homes) = page.raw();

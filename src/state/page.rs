@@ -36,8 +36,8 @@ pub(super) const HEADER_BYTES: usize = size_of::<Header>();
 /// Tags that one step of a search compares, and zeros behind the last.
 const WINDOW: usize = 8;
 
-/// Slots behind the homes of all but very small and very large pages.
-const TAIL: usize = 8;
+/// Slots behind the homes of all but very small and large pages.
+const TAIL: usize = 2;
 
 /// The fewest homes of a page.
 pub(super) const HOMES_MIN: usize = 4;
@@ -76,7 +76,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub const MAGIC: u32 = u32::from_le_bytes(*b"TGP1");
+    pub const MAGIC: u32 = u32::from_le_bytes(*b"TGP2");
 }
 
 /// Where a key is, or where it would go.
@@ -85,18 +85,19 @@ pub(super) enum Place {
     Vacant(usize),
 }
 
-/// How many slots a page with this many homes has. A page that outgrows its bound, because its keys
-/// have one hash, gets more than [`TAIL`] behind the homes: one slot of them may be home to all keys.
+/// How many slots a page with this many homes has. With a twenty-fourth of them behind the homes,
+/// pages are fullest when a cluster reaches their end (simulated for 8 to 96 homes). A page that
+/// outgrows its bound, because its keys have one hash, gets more: one slot of them may be home to all.
 #[inline]
 pub(super) fn slots_of(homes: usize) -> usize {
-    homes + homes.min(TAIL.max(homes / 64))
+    homes + homes.min(TAIL.max(homes / 24))
 }
 
-/// The most entries of a page with this many homes: seven eighths, and a few more of a small page.
-/// Clusters that reach the page's end may allow fewer.
+/// The most entries of a page with this many homes: fifteen sixteenths, and a few more of a small
+/// page. Clusters that reach the page's end may allow fewer.
 #[inline]
 pub(super) fn entries_max(homes: usize) -> usize {
-    homes - homes / 8 + 12 / homes
+    homes - homes / 16 + 12 / homes
 }
 
 /// A page one may read.

@@ -11,9 +11,9 @@ use crate::frame::{self, ALIGNMENT, FRAME_VERSION, FrameFault, FrameHeader, Fram
 use crate::id::{SegmentId, SnapshotId, StateSlot};
 use crate::state::{StateTypes, TypeName};
 
-/// Version of the directory's layout and of the JSON in it: what this program writes, and the
+/// Version of the directory's layout, of the JSON in it and of pages: what this program writes, and the
 /// newest it reads.
-pub const MANIFEST_FORMAT: u32 = 2;
+pub const MANIFEST_FORMAT: u32 = 3;
 
 /// Which job a directory belongs to.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]

@@ -113,7 +113,7 @@ pub fn run(arguments: &Paper) -> Result<(), Failure> {
     place::refuse_keys(*keys, records.min(*keys), [KEY_STATE_BYTES, KEY_CHECK_BYTES])?;
     exit::warn_of_debug_build();
     let (graph, checksum, arrivals) = arguments.job(config.workers)?;
-    let show = Show { unit: "records", progress: true, warning: None, until: None };
+    let show = Show { unit: "records", progress: true, warning: None, until: None, memory: false };
     let (watched, hiccups) = latency::beside(arrivals.is_some(), config.workers, || {
         watch::run(&graph, &config, handle, show)
     })?;

@@ -50,7 +50,8 @@ impl GoneOn {
         let began_ns = clock::now_ns();
         let before_ns = clock::machine_ns().saturating_sub(since_ns);
         updates.arrivals.timetable().start(began_ns);
-        let show = Show { unit: "records", progress: false, warning: None, until: None };
+        let show =
+            Show { unit: "records", progress: false, warning: None, until: None, memory: false };
         let report = watch::run(&updates.graph, config, handle, show)?.report;
         let first_ns = updates.arrivals.first_ns().map(|first_ns| first_ns - began_ns);
         let first_ns = first_ns.filter(|_| report.end == End::Complete);

@@ -132,6 +132,8 @@ struct Numbers {
     state_bytes: u64,
     /// Resident before the job, its draws included.
     rss_bytes_before: Option<u64>,
+    /// The median while keys were updated.
+    steady_rss_bytes: Option<u64>,
     peak_rss_bytes: Option<u64>,
     #[serde(flatten)]
     latency: Latency,
@@ -166,11 +168,11 @@ pub fn run(arguments: &State) -> Result<(), Failure> {
         Box::new(move || arrivals.records() >= all) as Box<dyn Fn() -> bool>
     });
     let wanted = if until.is_some() { End::Stopped } else { End::Complete };
-    let show = Show { unit: "records", progress: true, warning: None, until };
+    let show = Show { unit: "records", progress: true, warning: None, until, memory: true };
     let (watched, hiccups) = latency::beside(arguments.rate.is_some(), config.workers, || {
         watch::run(&updates.graph, &config, handle, show)
     })?;
-    let report = watched.report;
+    let report = &watched.report;
     if report.end != wanted || arrivals.records() < timing.loaded + records {
         return Err(Failure::Failed("stopped before the end: there is no result".into()));
     }
@@ -188,20 +190,21 @@ pub fn run(arguments: &State) -> Result<(), Failure> {
         checksum: format!("{:016x}", updates.checksum.sum()),
         expected_checksum: format!("{:016x}", updates.expected_checksum(records)),
         rss_bytes_before,
+        steady_rss_bytes: watched.resident_bytes_since(started_ns),
         peak_rss_bytes,
         snapshot_bytes: place.as_ref().and_then(newest_bytes),
         latency: hiccups.map_or_else(Latency::default, |found| Latency::of(&arrivals, &found)),
         restart,
-        ..numbers(arguments, &config, &report)
+        ..numbers(arguments, &config, report)
     };
     numbers.latency.warn();
-    print(arguments, &numbers, &report)?;
+    print(arguments, &numbers, report)?;
     exit::check_checksum(&numbers.checksum, &numbers.expected_checksum)?;
     if let Some(restart) = &numbers.restart {
         let expected = updates.expected_checksum(timing.records);
         exit::check_checksum(&restart.checksum, &format!("{expected:016x}"))?;
     }
-    if arguments.rate.is_some() { latency::refuse_restarted(&report) } else { Ok(()) }
+    if arguments.rate.is_some() { latency::refuse_restarted(report) } else { Ok(()) }
 }
 
 impl State {
@@ -278,6 +281,7 @@ fn numbers(arguments: &State, config: &Config, report: &Report) -> Numbers {
         inputs: InputNumbers::of(report),
         state_bytes: arguments.keys * (KEY_BYTES + arguments.value_bytes) as u64,
         rss_bytes_before: None,
+        steady_rss_bytes: None,
         peak_rss_bytes: None,
         latency: Latency::default(),
         restart: None,
@@ -312,10 +316,14 @@ fn print(arguments: &State, numbers: &Numbers, report: &Report) -> Result<(), Fa
         text.push_str(&numbers.written_bytes.text());
     }
     text.push_str(&numbers.latency.text());
-    if let Some((before, peak)) = numbers.rss_bytes_before.zip(numbers.peak_rss_bytes) {
-        let (grown, state) = (mib(peak.saturating_sub(before)), mib(*state_bytes));
+    let Numbers {
+        rss_bytes_before: before, steady_rss_bytes: steady, peak_rss_bytes: peak, ..
+    } = numbers;
+    if let (Some(before), Some(steady), Some(peak)) = (before, steady, peak) {
+        let [steady, peak] = [steady, peak].map(|bytes| mib(bytes.saturating_sub(*before)));
+        let state = mib(*state_bytes);
         text.push_str(&format!(
-            "memory: {grown:.1} MiB more at the peak for {state:.1} MiB of state\n"
+            "memory: {steady:.1} MiB more, {peak:.1} MiB at the peak, for {state:.1} MiB of state\n"
         ));
     }
     text.extend(numbers.restart.as_ref().map(Restart::text));
