@@ -22,6 +22,7 @@
 //! - A created or renamed name is durable only after [`Disk::sync_dir`], content only after a
 //!   sync. Until then a crash may keep any part of it, torn by sectors.
 
+mod buffer;
 mod bytes;
 mod file;
 mod memory;
@@ -34,13 +35,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use buffer::Buffer;
 pub use bytes::Bytes;
 pub use file::FileHandle;
 pub use memory::{Faults, MemoryDisk};
 pub use system::SystemDisk;
-
-/// Bytes on their way to or from a disk, at an alignment that direct I/O takes.
-pub type Buffer = rkyv::util::AlignedVec<4096>;
 
 /// Direct writes begin at multiples of this in file and memory, and are so long.
 pub const DIRECT_BYTES: usize = 4096;

@@ -73,6 +73,9 @@ impl ChunkPage {
     }
 }
 
+/// Memory of a chunk: one page is put into it before it is full.
+const CAPACITY_BYTES: usize = CHUNK_BYTES + (16 << 10);
+
 /// Pages on their way to disk.
 #[derive(Default)]
 pub struct Chunk {
@@ -85,6 +88,9 @@ pub struct Chunk {
 impl Chunk {
     /// Appends a page.
     pub fn push(&mut self, id: u32, prefix: u64, depth: u32, bytes: &[u8]) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = Buffer::with_capacity(CAPACITY_BYTES);
+        }
         self.bytes.resize(self.bytes.len().next_multiple_of(PAGE_ALIGN), 0);
         let at = u32::try_from(self.bytes.len()).expect("a chunk of less than 4 GiB");
         self.bytes.extend_from_slice(bytes);

@@ -140,12 +140,12 @@ impl Store {
 
     /// Copies manifests that were skipped to another name and empties their slots: they count no
     /// more, so that they are neither warned of at every open nor come back, and are kept as
-    /// evidence with the segments they name, until a person deletes them. To be called once a newer
-    /// snapshot, or the one restored in their place, is durable; a crash in between only means
-    /// that they are skipped again.
+    /// evidence with the segments they name, until a person deletes them. To be called before anything
+    /// is made of the snapshot restored in their place: after a crash in between, or an error, any of
+    /// them may be the newest again.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says; then nothing may be made of it.
     pub fn put_aside(&mut self, skipped: &[Skipped]) -> Result<()> {
         let (disk, dir) = (&*self.directory.disk, &self.directory.path);
         for Skipped(slot) in skipped {

@@ -100,6 +100,9 @@ pub fn simulate(seed: u64) -> Result<Summary, String> {
         if lost || (matches!(death, Death::Gone) && world.random.one_in(2)) {
             world.disk.crash();
         }
+        if std::env::var_os("TIDEGATE_TRACE").is_some() {
+            world.show_output();
+        }
         committed.take(&job, &lines(&world.disk, "/out"));
         job.check_partly(&committed.files).map_err(|e| format!("after {incident:?}: {e}"))?;
         if let Death::Complete = death {
@@ -169,6 +172,14 @@ impl World {
             backoff_max: Duration::from_millis(10),
         };
         config
+    }
+
+    /// Prints which files there are, with their lengths.
+    fn show_output(&self) {
+        for name in self.disk.list("/out".as_ref()).unwrap_or_default() {
+            let path = std::path::Path::new("/out").join(&name);
+            eprintln!("    {}: {} bytes", path.display(), self.disk.len(&path).unwrap_or(0));
+        }
     }
 
     fn redraw_parallelism(&mut self, job: &mut Simulated) {

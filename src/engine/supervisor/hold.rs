@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use super::*;
 use crate::store::{StoreLimits, list};
 
-/// Opens the snapshot directory. If its newest snapshot could not be read, the one to be restored
-/// instead is committed again under a new id: restoring it takes back what sinks published since, so
-/// the skipped one must not come back as the newest, should it be readable another time. What was
-/// skipped is then put aside, as evidence that does not count. With `verify_pages` all of it is read,
-/// because a page was found damaged. State that `graph` does not know is
-/// refused before anything is changed.
+/// Opens the snapshot directory. If its newest snapshot could not be read, it is put aside before anything
+/// else happens: restoring the one before takes back what sinks published since, so the skipped one must
+/// not come back as the newest, should it be readable another time. If that is not certain the job does
+/// not go on; nothing was taken back yet, so either of them is right the next time. What was skipped
+/// stays as evidence that does not count. With `verify_pages` all of it is read, because a page was
+/// found damaged. State that `graph` does not know is refused before anything is changed.
 pub(super) fn hold(
     disk: &Arc<dyn Disk>,
     snapshots: &Snapshots,
@@ -24,24 +24,16 @@ pub(super) fn hold(
     let takes = |newest: &Manifest| schema::refuse_unknown(graph, directory, newest);
     let opened = Store::open_if(disk.clone(), directory, identity, limits, &takes)?;
     opened.warnings.iter().for_each(|warning| notice(Notice::Warning(warning)));
-    let (mut store, mut newest) = (opened.store, opened.newest);
-    if let Some(newest) = newest.as_mut().filter(|_| opened.fell_back) {
+    let (mut store, newest) = (opened.store, opened.newest);
+    store.put_aside(&opened.skipped)?;
+    if opened.fell_back
+        && let Some(newest) = &newest
+    {
         let before = newest.id();
-        newest.snapshot = store.next_snapshot().0;
-        newest.generation = store.generation();
-        store.commit(newest)?;
         notice(Notice::Warning(&format!(
-            "the job goes on from snapshot {before} instead, which from now on is number {}",
-            newest.snapshot
+            "the job goes on from snapshot {before}; what cannot be restored is kept under names that \
+             end in .passed-over; delete them when you do not want to look into it any more"
         )));
-    }
-    match store.put_aside(&opened.skipped) {
-        Ok(()) if opened.skipped.is_empty() => {}
-        Ok(()) => notice(Notice::Warning(
-            "what cannot be restored is kept under names that end in .passed-over; delete them when \
-             you do not want to look into it any more",
-        )),
-        Err(error) => notice(Notice::Warning(&error.to_string())),
     }
     Ok((store, newest))
 }

@@ -284,9 +284,11 @@ impl<F> FilesWriter<F> {
     fn show_open(&mut self, length: u64) -> Result<()> {
         self.settle()?;
         let Some(open) = self.open.take() else { return Ok(()) };
-        let path = self.path(&open.name);
-        open.file.set_len(length).map_err(failed("cut", &path))?;
-        open.file.sync_data().map_err(failed("sync", &path))?;
+        let hidden = self.path(&format!(".{}", open.name));
+        open.file.sync_data().map_err(failed("sync", &hidden))?;
+        if open.length > length {
+            directory::cut(&self.directory, &hidden, length, &*self.disk)?;
+        }
         self.show(&open.name)
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! .tidegate-lock    held with flock while a run writes here; its pid as text
 //! .tidegate-owner   one line of text: whose output this is
+//! .tidegate-cut.tmp what a file is to be that is being cut
 //! ```
 //!
 //! Two jobs in one directory would take each other's files for their own leftovers. So a directory
@@ -34,6 +35,10 @@ use crate::operator::sink::NOBODY;
 const LOCK: &str = ".tidegate-lock";
 const OWNER: &str = ".tidegate-owner";
 const OWNER_UNFINISHED: &str = ".tidegate-owner.tmp";
+/// A file that is being cut.
+const CUT_UNFINISHED: &str = ".tidegate-cut.tmp";
+/// Copied at once, bytes.
+const COPY_BYTES: usize = 1 << 20;
 
 /// Longest part of an owner that is shown, bytes.
 const SHOWN_BYTES_MAX: usize = 300;
@@ -186,7 +191,8 @@ fn check(
         return Ok(found);
     }
     let is_hidden = |name: &str| Written::of(name).is_some_and(|written| written.hidden);
-    let is_ours = |name: &str| [LOCK, OWNER, OWNER_UNFINISHED].contains(&name) || is_hidden(name);
+    let ours = [LOCK, OWNER, OWNER_UNFINISHED, CUT_UNFINISHED];
+    let is_ours = |name: &str| ours.contains(&name) || is_hidden(name);
     if let Some(name) = names.iter().find(|name| !is_ours(name)) {
         return refuse(format!(
             "it already holds '{name}', and there is no snapshot to go on from; choose an empty \
@@ -285,14 +291,39 @@ fn redo(directory: &Path, listed: &Listed, names: &[String], disk: &dyn Disk) ->
         return refuse(path, what);
     }
     if found > *length {
-        let file = disk.open(path).map_err(failed("open", path))?;
-        file.set_len(*length).map_err(failed("cut", path))?;
-        file.sync_data().map_err(failed("sync", path))?;
+        cut(directory, path, *length, disk)?;
     }
     if is_hidden {
         disk.rename_new(&hidden, &visible).map_err(failed("show", &visible))?;
     }
     Ok(())
+}
+
+/// Makes a file shorter: by a copy that replaces it. Cut in place, a file whose sync fails looks cut until
+/// a crash brings the rest of it back, and nothing would tell.
+pub(super) fn cut(directory: &Path, path: &Path, length: u64, disk: &dyn Disk) -> Result<()> {
+    let unfinished = directory.join(CUT_UNFINISHED);
+    let copy = || {
+        match disk.remove(&unfinished) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let (from, to) = (disk.open_read(path)?, disk.create_new(&unfinished)?);
+        let (mut bytes, mut done) = (vec![0; COPY_BYTES], 0);
+        while done < length {
+            let wanted = (length - done).min(COPY_BYTES as u64) as usize;
+            let read = from.read_at(&mut bytes[..wanted], done)?;
+            if read == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            to.write_all_at(&bytes[..read], done)?;
+            done += read as u64;
+        }
+        to.sync_data()?;
+        disk.rename(&unfinished, path)?;
+        disk.sync_dir(directory)
+    };
+    copy().map_err(failed("cut", path))
 }
 
 #[cfg(test)]
