@@ -520,6 +520,6 @@ fn snapshots_of_a_newer_program_are_refused_and_not_passed_over() {
     bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
     fs::write(&newest, bytes).expect("a file");
     let needles =
-        [&*newest.display().to_string(), "format version 9", "up to 2", "another directory"];
+        [&*newest.display().to_string(), "format version 9", "up to 3", "another directory"];
     place.count(&["--snapshots", "@s"]).refused(1, &needles);
 }

@@ -125,7 +125,7 @@ mod tests {
                 assert_eq!(buffer.capacity(), before);
             }
             assert_eq!(buffer[..], vector[..], "round {round}");
-            assert!(buffer.as_ptr().addr().is_multiple_of(DIRECT_BYTES));
+            assert!(buffer.is_empty() || buffer.as_ptr().addr().is_multiple_of(DIRECT_BYTES));
         }
         assert!(Buffer::with_capacity(5).is_empty());
         assert_eq!(Buffer::with_capacity(5).capacity(), DIRECT_BYTES);

@@ -1,15 +1,16 @@
 //! The commit: where a snapshot becomes complete, or does not.
 
 use std::io;
+use std::path::Path;
 
 use super::layout::{
     LOCK, SlotNumber, manifest_name, passed_over_name, refused, replace, temporary,
 };
 use super::manifest::{MANIFEST_FORMAT, Manifest, to_frame};
 use super::open::{read_generation, read_pid};
-use super::slots::{Content, Kept, SLOT_BYTES};
+use super::slots::{Content, Kept, SLOT_BYTES, Slots};
 use super::{Skipped, Store};
-use crate::disk::{Buffer, DIRECT_BYTES, FileHandle};
+use crate::disk::{Buffer, DIRECT_BYTES, Disk, FileHandle};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
 use crate::id::SnapshotId;
@@ -158,6 +159,29 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Makes durable what a new process takes for true: that a slot is empty, and which snapshot is the newest.
+/// After a sync that failed a file reads as it was written until a crash brings back what was there
+/// before; so they are written and synced again, before anything is made of them.
+pub(super) fn settle(disk: &dyn Disk, dir: &Path, slots: &Slots) -> Result<()> {
+    let newest = slots.newest();
+    for (slot, content) in &slots.0 {
+        let path = dir.join(manifest_name(*slot));
+        let settled = match content {
+            Content::Free => disk.open(&path).and_then(|file| empty(&file)),
+            Content::Valid(kept) if Some(kept.snapshot) == newest => {
+                disk.read(&path).and_then(|bytes| {
+                    let file = disk.open(&path)?;
+                    file.write_all_at(&bytes, 0)?;
+                    file.sync_data()
+                })
+            }
+            Content::Valid(_) | Content::Skipped => Ok(()),
+        };
+        settled.map_err(|source| refused(disk, "make durable", path, source))?;
+    }
+    Ok(())
 }
 
 /// Makes all of a slot zeros, durably.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::chain::Content;
+use super::commit::settle;
 use super::layout::{
     GENERATION, JOB, LOCK, Name, SlotNumber, manifest_name, refused, replace, segment_name,
 };
@@ -85,6 +86,7 @@ pub(super) fn open(
     let mut found = find_newest(&*disk, dir, job, &contents, depth)?;
     found.warnings.extend(warning);
     found.newest.as_ref().map_or(Ok(()), takes)?;
+    settle(&*disk, dir, &found.slots)?;
     let generation = raise_generation(&*disk, dir, &contents, &mut found)?;
     let table = table(&*disk, dir, &contents, &found)?;
     let last_segment = contents.segments.iter().map(|segment| segment.0).max();

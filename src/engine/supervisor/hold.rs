@@ -31,7 +31,7 @@ pub(super) fn hold(
     {
         let before = newest.id();
         notice(Notice::Warning(&format!(
-            "the job goes on from snapshot {before}; what cannot be restored is kept under names that \
+            "the job goes on from snapshot {before} instead; what cannot be restored is kept under names that \
              end in .passed-over; delete them when you do not want to look into it any more"
         )));
     }
