@@ -17,12 +17,13 @@ impl Store {
     /// workers; looks at no file and no directory that it does not change.
     ///
     /// # Errors
-    /// What the system says. Nothing is lost by it: the next call goes on where this one stopped.
+    /// What the system says, of the first file that could not be removed. Nothing is lost by it: the
+    /// others are seen to, and the next call tries again.
     pub fn collect(&mut self) -> Result<usize> {
         if self.undecided.is_some() {
             return Ok(0);
         }
-        let mut removed = self.remove_slots_beyond_retention()?;
+        let (mut removed, mut result) = (self.remove_slots_beyond_retention()?, Ok(()));
         for (segment, bytes) in self.unneeded() {
             let mut table = self.directory.table();
             if table.keeps_free(bytes) {
@@ -31,12 +32,16 @@ impl Store {
                 continue;
             }
             drop(table);
-            self.remove(&segment_name(segment))?;
-            self.directory.table().segments.remove(&segment);
-            removed += 1;
+            match self.remove(&segment_name(segment)) {
+                Ok(()) => {
+                    self.directory.table().segments.remove(&segment);
+                    removed += 1;
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
         }
         self.directory.refill();
-        Ok(removed)
+        result.map(|()| removed)
     }
 
     /// Makes the next segment of every writer that has none in reserve. To be called often, off the

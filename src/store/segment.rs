@@ -173,6 +173,10 @@ impl Directory {
             Ok(file) => Ok(Segment { id, file, next: 0, capacity_bytes, usage }),
             Err(source) => {
                 usage.close();
+                // Whatever is there is to be removed, not used again as if it had been made.
+                if let Some(known) = self.table().segments.get_mut(&id) {
+                    known.capacity_bytes = 0;
+                }
                 Err(refused(&*self.disk, "create", path, source))
             }
         }
@@ -218,7 +222,7 @@ impl Table {
             |writer: &Weak<Spare>| Some(writer.upgrade()?.wanted_bytes.load(Ordering::Relaxed));
         let largest = self.writers.iter().filter_map(wanted).max().unwrap_or(0);
         self.free.len() < FREE_PER_WRITER * self.writers.len()
-            && bytes >= largest / 2
+            && bytes >= (largest / 2).max(1)
             && bytes <= largest
     }
 }

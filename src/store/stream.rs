@@ -450,8 +450,9 @@ impl Stream {
         place
     }
 
+    /// One that an index has grown large is not kept: it would go round as the memory of a chunk.
     fn keep_buffer(&mut self, mut buffer: Buffer) {
-        if self.buffers.len() < SPARE_BUFFERS_MAX {
+        if self.buffers.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= 2 * CHUNK_BYTES {
             buffer.clear();
             self.buffers.push(buffer);
         }
@@ -462,7 +463,7 @@ impl Stream {
         self.buffers.pop().unwrap_or_default()
     }
 
-    /// Whether the disk has something of ours.
+    /// Whether the disk has nothing of ours.
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.waiting.is_empty()
     }

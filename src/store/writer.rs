@@ -221,10 +221,10 @@ impl PartWriter {
         is_void.then(|| "what it builds on could not be written".into())
     }
 
-    /// Nothing will be heard of a part that is not finished. Its pages are still where they are, unless
-    /// it failed.
+    /// Nothing will be heard of a part that is not finished. Its pages are still where they are; of one
+    /// that failed some are and some are not, which only a base can list.
     fn give_up(&mut self, part: Part) {
-        if part.is_base {
+        if part.is_base || part.failed.is_some() {
             self.planned.void = self.planned.void.max(part.base);
         }
         if part.failed.is_none() && part.entries > 0 {
@@ -332,8 +332,10 @@ impl PartWriter {
         let front = self.waiting.front_mut().expect("a part waits");
         let snapshot = front.part.snapshot;
         let carried = mem::take(&mut self.carried).into_iter();
-        let (carried, later): (Vec<_>, _) = carried.partition(|c| c.snapshot < snapshot);
+        let (mut carried, later): (Vec<_>, _) = carried.partition(|c| c.snapshot < snapshot);
         self.carried = later;
+        // Of two entries for the same hashes the later one counts, and parts are not given up in order.
+        carried.sort_unstable_by_key(|carried| carried.snapshot);
         let chain = self.chain.as_ref().filter(|_| !front.part.is_base);
         let before = chain.map(|chain| chain.newest);
         let links = chain.map(|chain| &chain.segments).into_iter().flatten();

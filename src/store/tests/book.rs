@@ -8,6 +8,8 @@ use crate::state::{Chunk, Lost, PageEntry};
 
 /// Bits of hash that pages share.
 const DEPTH: u32 = 7;
+/// So that a snapshot hands over several chunks, of which one may have no place.
+const PAGES_PER_CHUNK: usize = 3;
 /// Ranges of one table.
 const RANGES: u32 = 64;
 
@@ -61,13 +63,14 @@ impl Book {
     }
 
     fn write_pages(&mut self, writer: &mut PartWriter) {
+        let changed: Vec<u32> = std::mem::take(&mut self.changed).into_iter().collect();
+        changed.chunks(PAGES_PER_CHUNK).for_each(|pages| self.write_chunk(pages, writer));
+    }
+
+    fn write_chunk(&mut self, pages: &[u32], writer: &mut PartWriter) {
         let mut chunk = Chunk::default();
-        let changed = std::mem::take(&mut self.changed);
-        for page in &changed {
+        for page in pages {
             chunk.push(*page, prefix(self.base + page), DEPTH, &self.pages[page]);
-        }
-        if chunk.is_empty() {
-            return;
         }
         let pages = chunk.pages.clone();
         let place = writer.pages(7, &mut chunk);

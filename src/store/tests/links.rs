@@ -130,8 +130,11 @@ fn snapshots_given_up_and_writes_that_fail_leave_no_trace_in_later_ones() {
         for _ in 0..40 {
             run.change_some(8);
             let id = run.next();
-            run.begin(id);
             let fate = run.random.below(10);
+            if fate == 3 {
+                run.disk.set_faults(Faults { capacity_bytes: Some(0), ..Faults::default() });
+            }
+            run.begin(id);
             if fate == 0 {
                 run.running.writers[0].abandon(id);
                 given_up += 1;
@@ -178,6 +181,63 @@ fn snapshots_given_up_and_writes_that_fail_leave_no_trace_in_later_ones() {
         failures > 50 && given_up > 200 && overlapped > 500,
         "{failures} {given_up} {overlapped}"
     );
+}
+
+/// What the second had of a page that both have was then taken for older than what the first had.
+#[test]
+fn of_two_parts_given_up_the_later_counts_though_it_was_given_up_first() {
+    let mut run = small(5);
+    run.running.books[0].change(3, b"a base");
+    let base = run.next();
+    run.begin(base);
+    run.running.writers[0].finish().unwrap();
+    let part = wait(&mut run.running.writers[0]).remove(0).result.unwrap();
+    let pages = run.running.books[0].clone();
+    run.commit(base, part, pages);
+    let mut begun = Vec::new();
+    for content in [b"one", b"two"] {
+        run.running.books[0].change(1, content);
+        begun.push(run.next());
+        run.begin(begun[begun.len() - 1]);
+    }
+    run.running.books[0].change(2, b"else");
+    let last = run.next();
+    run.begin(last);
+    begun.into_iter().rev().for_each(|id| run.running.writers[0].abandon(id));
+    run.running.writers[0].finish().unwrap();
+    let part = wait(&mut run.running.writers[0]).remove(0).result.unwrap();
+    let pages = run.running.books[0].clone();
+    run.commit(last, part, pages);
+    run.check();
+}
+
+/// The second chunk of a snapshot had no room. The pages of the first were taken for written, and
+/// listed nowhere: a later snapshot had them as they were before.
+#[test]
+fn what_a_part_that_failed_has_written_is_listed_by_the_next_one() {
+    let mut run = small(6);
+    for round in 0..3_u8 {
+        let id = run.next();
+        let (pages, has_room) = if round == 2 { (62..63, true) } else { (0..60, round == 0) };
+        for page in pages {
+            run.running.books[0].change(page, &[round + 1; 6000]);
+        }
+        if !has_room {
+            run.disk.set_faults(Faults { capacity_bytes: Some(0), ..Faults::default() });
+        }
+        run.begin(id);
+        let finished = run.running.writers[0].finish();
+        assert_eq!(finished.is_ok(), has_room);
+        let written = wait(&mut run.running.writers[0]);
+        run.disk.set_faults(Faults::default());
+        let lost = run.running.writers[0].take_lost();
+        run.running.books[0].lose(&lost);
+        for Written { result, .. } in written {
+            let pages = run.running.books[0].clone();
+            run.commit(id, result.unwrap(), pages);
+        }
+    }
+    run.check();
 }
 
 #[test]
