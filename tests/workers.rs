@@ -267,7 +267,7 @@ fn a_supervisor_that_panics_ends_the_job_with_an_error_and_no_worker_runs_on() {
         let ran = ran_and_heard(&config, job, |notice| {
             assert!(!matches!(notice, Notice::Completed { .. }), "enough is enough");
         });
-        let error = ran.result.err().expect("what it told panicked");
+        let Err(error) = ran.result else { panic!("what it told panicked") };
         let Error::SupervisorPanicked { message } = &error else { panic!("{error}") };
         assert!(message.contains("enough is enough"), "{error}");
         assert!(ran.restarted.is_empty() && !error.is_retryable(), "{:?}", ran.restarted);
