@@ -5,16 +5,17 @@
 //! ring contents are not restored beside it (trap 19).
 //!
 //! Invariants
-//! - The records of one input keep their order, also when the log is shared out by key group to
-//!   another number of tasks.
+//! - The records of one input keep their order, also of different keys, and also when the log is shared
+//!   out by key group to another number of tasks: a piece is all of one input's records with their
+//!   groups, and each task picks its own.
 //! - At most [`LOG_BYTES_MAX`] are kept for one snapshot; a log above that fails its snapshot, which is
 //!   counted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::config::LOG_BYTES_MAX;
 use crate::error::Error;
-use crate::id::{KeyGroup, SnapshotId, StateSlot};
+use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
 use crate::record::{Buffer, Data, Record};
 use crate::state::{Drained, OperatorState, SCHEMA_LOG, StateWriter};
 
@@ -133,17 +134,31 @@ impl<T: Record> Log<T> {
         self.restored.len()
     }
 
-    /// Shares the records of one input out by who may take them.
-    fn pieces(&mut self, input: usize, records: Vec<T>) -> BTreeMap<StateSlot, Vec<T>> {
-        let mut pieces = BTreeMap::<StateSlot, Vec<T>>::new();
-        let anyone = StateSlot::Task(self.copy.0 as u32);
-        for record in records {
-            let group_of = self.group_of[input].as_mut();
-            let slot = group_of.map_or(anyone, |group_of| StateSlot::KeyGroup(group_of(&record)));
-            pieces.entry(slot).or_default().push(record);
-        }
-        pieces
+    /// The records of one input as a piece: how many have a key group (all or none), which, and the
+    /// records.
+    fn piece(&mut self, input: usize, records: &Vec<T>) -> Result<Vec<u8>, String> {
+        let group_of = self.group_of[input].as_mut();
+        let groups: Vec<u8> = group_of.map_or_else(Vec::new, |group_of| {
+            records.iter().map(|record| group_of(record).0 as u8).collect()
+        });
+        let archive = records.to_archive().map_err(|error| error.to_string())?;
+        Ok([&(groups.len() as u64).to_le_bytes(), &groups[..], &archive[..]].concat())
     }
+}
+
+/// Key groups, none or one for each record, and records of a [`piece`](Log::piece).
+pub(super) fn in_piece<T: Record>(bytes: &[u8]) -> Result<(Vec<KeyGroup>, Vec<T>), String> {
+    let none = "logged records that are none";
+    let (count, rest) = bytes.split_first_chunk().ok_or(none)?;
+    let count = usize::try_from(u64::from_le_bytes(*count)).map_err(|_| none)?;
+    let (groups, archive) = rest.split_at_checked(count).ok_or(none)?;
+    let records = Vec::<T>::from_archive(archive).map_err(|error| format!("{none}: {error}"))?;
+    let groups: Vec<KeyGroup> = groups.iter().map(|group| KeyGroup((*group).into())).collect();
+    let is_known = groups.iter().all(|group| group.0 < KEY_GROUPS);
+    if !is_known || (count > 0 && count != records.len()) {
+        return Err(format!("{none}: {count} key groups for {} records", records.len()));
+    }
+    Ok((groups, records))
 }
 
 impl<T: Record> OperatorState for Log<T> {
@@ -167,13 +182,14 @@ impl<T: Record> OperatorState for Log<T> {
         let records = std::mem::take(&mut open.records);
         self.open.pop_front();
         for (input, records) in records.into_iter().enumerate() {
-            for (slot, records) in self.pieces(input, records) {
-                let bytes = records.to_archive().map_err(|error| {
-                    let reason = format!("a logged record does not serialise: {error}");
-                    Error::Snapshot { snapshot, reason }
-                })?;
-                out.write(slot, SCHEMA_LOG, &bytes);
+            if records.is_empty() {
+                continue;
             }
+            let bytes = self.piece(input, &records).map_err(|error| {
+                let reason = format!("a logged record does not serialise: {error}");
+                Error::Snapshot { snapshot, reason }
+            })?;
+            out.write(StateSlot::Task(self.copy.0 as u32), SCHEMA_LOG, &bytes);
         }
         Ok(Drained::Done)
     }
@@ -186,16 +202,20 @@ impl<T: Record> OperatorState for Log<T> {
         if schema != SCHEMA_LOG {
             return Err(format!("schema {schema}, expected {SCHEMA_LOG} (logged records)"));
         }
+        let StateSlot::Task(of) = slot else {
+            return Err(format!("{slot:?} is not the log of a task"));
+        };
+        // Shown to every task. Those without a key are shared out in turn.
         let (subtask, parallelism) = self.copy;
-        match slot {
-            // Shown to every task: those of another parallelism are shared out in turn.
-            StateSlot::Task(of) if of as usize % parallelism != subtask => return Ok(()),
-            StateSlot::Task(_) | StateSlot::KeyGroup(_) => {}
-            StateSlot::Split(_) => return Err(format!("{slot:?} is not the log of a task")),
+        let (groups, records) = in_piece::<T>(bytes)?;
+        if groups.is_empty() {
+            let is_mine = of as usize % parallelism == subtask;
+            self.restored.extend(records.into_iter().filter(|_| is_mine));
+        } else {
+            let mine = groups.iter().map(|group| group.owner(parallelism) == subtask);
+            let mine = records.into_iter().zip(mine).filter(|(_, is_mine)| *is_mine);
+            self.restored.extend(mine.map(|(record, _)| record));
         }
-        let records = Vec::<T>::from_archive(bytes)
-            .map_err(|error| format!("logged records that are none: {error}"))?;
-        self.restored.extend(records);
         Ok(())
     }
 }
@@ -230,7 +250,7 @@ mod tests {
         let mut log = by_key((1, 2));
         log.begin(ONE);
         log.mark(ONE);
-        log.append(0, &words(&["a1", "z1"]));
+        log.append(0, &words(&["z0", "a1", "z1"]));
         let mut pieces = Pieces::default();
         assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Waiting, "not sealed");
         log.append(1, &words(&["else"]));
@@ -245,21 +265,17 @@ mod tests {
             for subtask in 0..parallelism {
                 let mut log = by_key((subtask, parallelism));
                 for (slot, schema, bytes) in &pieces.0 {
-                    let mine = match slot {
-                        StateSlot::KeyGroup(group) => group.owner(parallelism) == subtask,
-                        _ => true, // the log itself picks
-                    };
-                    if mine {
-                        log.restore(*slot, *schema, bytes).unwrap();
-                    }
+                    log.restore(*slot, *schema, bytes).unwrap(); // it picks
                 }
                 let mine = handled(&mut log);
-                let keyed: Vec<_> = mine.iter().filter(|word| word.starts_with('a')).collect();
-                assert!(keyed.is_empty() || keyed == ["a1", "a2"], "{keyed:?}");
+                // Of one input, of whatever keys, in the order in which they came.
+                let sent = ["z0", "a1", "z1", "a2"];
+                let places = mine.iter().filter_map(|word| sent.iter().position(|s| s == word));
+                assert!(places.is_sorted(), "{mine:?}");
                 all.extend(mine);
             }
             all.sort();
-            assert_eq!(all, ["a1", "a2", "else", "z1"]);
+            assert_eq!(all, ["a1", "a2", "else", "z0", "z1"]);
         }
     }
 
@@ -306,6 +322,8 @@ mod tests {
         let mut log = by_key((0, 1));
         assert!(log.restore(StateSlot::Split(0), SCHEMA_LOG, &[]).is_err());
         assert!(log.restore(StateSlot::Task(0), 1, &[]).unwrap_err().contains("schema 1"));
-        assert!(log.restore(StateSlot::Task(0), SCHEMA_LOG, &[1; 7]).is_err());
+        for bytes in [&[1; 7][..], &[1; 40], &[0xFF; 40], &[1, 0, 0, 0, 0, 0, 0, 0, 200]] {
+            assert!(log.restore(StateSlot::Task(0), SCHEMA_LOG, bytes).is_err(), "{bytes:?}");
+        }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::log::in_piece;
 use super::*;
 use crate::channel::{Producer, channel};
 use crate::disk::MemoryDisk;
 use crate::id::StateSlot;
 use crate::operator::Visitor;
-use crate::record::Data;
 use crate::spill::{Limits, Place};
 use crate::state::tests::pieces::Pieces;
 use crate::state::{Drained, OperatorState};
@@ -112,7 +112,7 @@ impl Bench {
     fn logged(&mut self) -> (Drained, Vec<u64>) {
         let mut pieces = Pieces::default();
         let drained = self.inbox.log().drain(1, &mut pieces).unwrap();
-        let records = pieces.0.iter().flat_map(|piece| Vec::from_archive(&piece.2).unwrap());
+        let records = pieces.0.iter().flat_map(|piece| in_piece::<u64>(&piece.2).unwrap().1);
         (drained, records.collect())
     }
 }

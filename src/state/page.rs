@@ -6,7 +6,7 @@
 //! A page is referred to by where its tags begin, so that both a tag and a slot are one addition away
 //! and an update never reads the header. A tag is 0 for an empty slot, else `0x80 | 7 bits` of the
 //! hash. An entry's home is the first slot of a bucket (one cache line of slots); it lies in the first
-//! slot that was free from there on. Behind the homes are up to 8 slots that are nobody's home, so
+//! slot that was free from there on. Behind the homes are some slots that are nobody's home, so
 //! nothing wraps around. A lookup compares 8 tags at a time in one register.
 //!
 //! Invariants

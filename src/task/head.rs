@@ -147,10 +147,12 @@ impl<T: Record> Head for InboxHead<T> {
 /// Head of a source task: its only "input" is the coordinator's word.
 pub struct SourceTask<T: Record> {
     head: SourceHead<T>,
-    /// Barriers that are due: at most as many as snapshots may be pending.
+    /// Barriers that are due. Those of snapshots that were given up meanwhile are among them.
     injected: VecDeque<(SnapshotId, bool)>,
     reading: Reading,
     waiting: Waiting,
+    /// Up to here snapshots are durable or given up, perhaps before their barrier got here.
+    resumed: SnapshotId,
 }
 
 /// Whether a source still reads.
@@ -182,7 +184,7 @@ impl<T: Record> SourceTask<T> {
     pub fn new(head: SourceHead<T>, synchronous: bool) -> Self {
         let injected = VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX);
         let waiting = if synchronous { Waiting::No } else { Waiting::Never };
-        Self { head, injected, reading: Reading::On, waiting }
+        Self { head, injected, reading: Reading::On, waiting, resumed: SnapshotId(0) }
     }
 }
 
@@ -192,7 +194,7 @@ impl<T: Record> Head for SourceTask<T> {
             if pause && self.reading == Reading::On {
                 self.reading = Reading::Paused;
             }
-            if self.waiting != Waiting::Never {
+            if self.waiting != Waiting::Never && snapshot > self.resumed {
                 self.waiting = Waiting::For(snapshot);
             }
             return Ok((Pulled::Barrier(snapshot), None));
@@ -232,6 +234,7 @@ impl<T: Record> Head for SourceTask<T> {
     }
 
     fn resume(&mut self, snapshot: SnapshotId) {
+        self.resumed = self.resumed.max(snapshot);
         if let Waiting::For(awaited) = self.waiting
             && awaited <= snapshot
         {
