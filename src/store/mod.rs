@@ -52,7 +52,8 @@
 //! - What could not be read is never deleted by the process that found it so.
 //!
 //! Fault model: that of [`crate::disk`]. Bit rot is detected by checksums and answered with the
-//! previous snapshot and a warning: of indices and manifests by the open, of pages when they are
+//! previous snapshot and a warning, if that one does not share the damaged bytes, as it does those of pages
+//! that did not change in between and of indices that both go back to: of indices and manifests by the open, of pages when they are
 //! loaded, whereupon the job restarts and the open looks at every page ([`StoreLimits::verify_pages`]).
 //! Two processes: the lock keeps the second out; should the lock file be deleted under a running
 //! process, its next commit finds a foreign GENERATION and fails.
