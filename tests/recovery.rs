@@ -12,6 +12,7 @@ use common::quiet::quietly;
 use common::run::{Run, Told, config, lines};
 use tidegate::config::{Config, Driver, Snapshots};
 use tidegate::disk::{Disk, Faults, MemoryDisk};
+use tidegate::engine::stepper::{Stepper, Stepping};
 use tidegate::engine::supervisor::{Opened, Supervisor, Turn};
 use tidegate::engine::{End, Handle, Notice, Report, run};
 use tidegate::error::{Error, Result};
@@ -431,6 +432,62 @@ fn on_a_full_disk_the_job_goes_on_and_with_room_again_its_snapshots_complete() {
     let mut again = Run::open(&graph, &config(2), &disk);
     end(&mut again).expect("it goes on from there");
     assert_exact(collected.take());
+}
+
+/// There was no room to put the newest aside, which could not be read. The job went on, took back what
+/// the newest lists, and the next start found the newest readable again.
+#[test]
+fn a_snapshot_that_cannot_be_put_aside_is_not_gone_back_behind() {
+    let directory = Path::new("/snapshots");
+    let (mut refused, mut went_on) = (0, 0);
+    for room in (0..200).map(|step| step * 512) {
+        let (graph, disk) = (files_job(), MemoryDisk::new(1));
+        let mut run = Run::open(&graph, &config(1), &disk);
+        run.until_completed(5);
+        let newest = *run.completed().last().expect("five of them");
+        drop(run);
+        let infos = store::list(&disk, directory).expect("a snapshot directory");
+        let slot = infos.iter().find(|info| info.snapshot == Some(newest)).expect("the newest");
+        let path = directory.join(&slot.file);
+        let whole = disk.read(&path).expect("the newest");
+        let damage = |byte: u8| {
+            disk.open(&path).expect("the newest").write_all_at(&[byte], 60).expect("a write");
+        };
+        damage(!whole[60]);
+        let capacity_bytes = Some(bytes_on(&disk) + room);
+        disk.set_faults(Faults { capacity_bytes, ..Faults::default() });
+        let (config, on) = (config(1), Arc::new(disk.clone()));
+        match Stepper::open(&graph, &config, on, Handle::default(), &mut |_| {}) {
+            Ok(Stepping::Ready(mut stepper)) => {
+                _ = stepper.supervise(0, &mut |_| {});
+                went_on += 1;
+            }
+            Ok(Stepping::Complete(_)) => panic!("it is not complete"),
+            Err(error) => {
+                assert!(error.to_string().contains("No space"), "{error}");
+                refused += 1;
+            }
+        }
+        disk.set_faults(Faults::default());
+        if disk.read(&path).expect("the newest")[..60] == whole[..60] {
+            damage(whole[60]); // it was not put aside, and can be read again
+        }
+        end(&mut Run::open(&graph, &self::config(2), &disk)).expect("it goes on");
+        assert_exact(filed(&disk));
+        if went_on == 3 {
+            break;
+        }
+    }
+    assert!(refused > 5 && went_on == 3, "{refused} {went_on}");
+}
+
+/// How long all files together are.
+fn bytes_on(disk: &MemoryDisk) -> u64 {
+    let of = |directory: &Path| {
+        let names = disk.list(directory).expect("a directory");
+        names.iter().map(|name| disk.len(&directory.join(name)).unwrap_or(0)).sum::<u64>()
+    };
+    of(Path::new("/snapshots")) + of(Path::new("/out"))
 }
 
 /// The newest snapshot could not be read for a moment, so the one before was restored and the newer

@@ -48,13 +48,16 @@
 //!   in a segment no one writes to was there for the last committed snapshot too, which names it.
 //! - After a failed write or sync a segment takes no further bytes, and nothing is built on what
 //!   was not durable by then (`stream`).
+//! - What an open finds (an empty slot, the newest manifest) it makes durable before anything is made of
+//!   it: after a sync that failed files read as they will not be after a crash.
 //! - Snapshot ids rise over the life of the directory, also over those that were never committed.
 //! - What could not be read is never deleted by the process that found it so.
 //!
 //! Fault model: that of [`crate::disk`]. Bit rot is detected by checksums and answered with the
-//! previous snapshot and a warning, if that one does not share the damaged bytes, as it does those of pages
-//! that did not change in between and of indices that both go back to: of indices and manifests by the open, of pages when they are
+//! previous snapshot and a warning: of indices and manifests by the open, of pages when they are
 //! loaded, whereupon the job restarts and the open looks at every page ([`StoreLimits::verify_pages`]).
+//! That helps only where the two do not share the damaged bytes: a page that did not change in between, or
+//! an index that both go back to, lies on disk once.
 //! Two processes: the lock keeps the second out; should the lock file be deleted under a running
 //! process, its next commit finds a foreign GENERATION and fails.
 
@@ -147,9 +150,9 @@ pub struct Opened {
     pub newest: Option<Manifest>,
     /// What had to be skipped: which file, which byte, what was wrong with it.
     pub warnings: Vec<String>,
-    /// Whether a snapshot newer than `newest` was skipped. Who restores `newest` then has to commit
-    /// it under a new id *before* undoing anything that belongs to the skipped one, for that one may
-    /// be readable again at the next open.
+    /// Whether a snapshot newer than `newest` was skipped. Who restores `newest` then has to
+    /// [put it aside](Store::put_aside) *before* undoing anything that belongs to it, for it may be
+    /// readable again at the next open.
     pub fell_back: bool,
     /// Snapshots that were skipped, for [`Store::put_aside`].
     pub skipped: Vec<Skipped>,

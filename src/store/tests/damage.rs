@@ -142,6 +142,29 @@ fn whose_a_directory_is_the_manifests_say_too() {
     );
 }
 
+/// After a sync that failed a slot read as it was written, until a crash brought back what was there
+/// before: a snapshot that had been put aside, or the one before the newest.
+#[test]
+fn what_an_open_finds_is_what_the_next_one_finds_though_the_power_fails_in_between() {
+    for seed in 0..40 {
+        let (disk, newest) = after_snapshots(seed, 3);
+        let path = Path::new(DIR).join(slot_of(&disk, newest));
+        let whole = disk.read(&path).unwrap();
+        let write = |bytes: &[u8]| disk.open(&path).unwrap().write_all_at(bytes, 0).unwrap();
+        write(&vec![0; whole.len()]);
+        assert_eq!(open(&disk).newest.unwrap().id().0, newest.0 - 1);
+        disk.crash();
+        let opened = open(&disk);
+        assert_eq!(opened.newest.unwrap().id().0, newest.0 - 1, "seed {seed}");
+        assert!(opened.warnings.is_empty(), "seed {seed}: {:?}", opened.warnings);
+        drop(opened.store);
+        write(&whole);
+        assert_eq!(open(&disk).newest.unwrap().id(), newest);
+        disk.crash();
+        assert_eq!(open(&disk).newest.unwrap().id(), newest, "seed {seed}");
+    }
+}
+
 fn check_fallback(disk: &MemoryDisk, expected: SnapshotId, file: &str) {
     let mut opened = open(disk);
     let warning = opened.warnings.first().expect("it is said");

@@ -27,7 +27,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::{Handle, Listed};
-use crate::disk::{Disk, DiskLock};
+use crate::disk::{Disk, DiskLock, FileHandle};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::operator::sink::NOBODY;
@@ -237,19 +237,28 @@ pub(super) fn owner(directory: &Path, disk: &dyn Disk) -> Result<String> {
 }
 
 fn write_owner(directory: &Path, owner: &str, disk: &dyn Disk) -> Result<()> {
-    let (path, unfinished) = (directory.join(OWNER), directory.join(OWNER_UNFINISHED));
-    let write = || {
-        match disk.remove(&unfinished) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let file = disk.create_new(&unfinished)?;
-        file.write_all_at(format!("{owner}\n").as_bytes(), 0)?;
-        file.sync_data()?;
-        disk.rename(&unfinished, &path)?;
-        disk.sync_dir(directory)
-    };
-    write().map_err(failed("write", &path))
+    let path = directory.join(OWNER);
+    let write = |file: &FileHandle| file.write_all_at(format!("{owner}\n").as_bytes(), 0);
+    replace((directory, OWNER_UNFINISHED), &path, disk, write).map_err(failed("write", &path))
+}
+
+/// Puts a new file, with what `fill` writes, in the place of `path`.
+fn replace(
+    (directory, unfinished): (&Path, &str),
+    path: &Path,
+    disk: &dyn Disk,
+    fill: impl FnOnce(&FileHandle) -> io::Result<()>,
+) -> io::Result<()> {
+    let unfinished = directory.join(unfinished);
+    match disk.remove(&unfinished) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create_new(&unfinished)?;
+    fill(&file)?;
+    file.sync_data()?;
+    disk.rename(&unfinished, path)?;
+    disk.sync_dir(directory)
 }
 
 /// Commits what the handles list and removes what writers made beyond it. The directory is claimed.
@@ -261,9 +270,13 @@ pub(super) fn recover(directory: &Path, handles: Option<&[Handle]>, disk: &dyn D
     let restored = handles.unwrap_or_default().iter().map(|handle| SnapshotId(handle.snapshot));
     let restored = restored.max().unwrap_or_default();
     for name in &names {
-        let Some(written) = Written::of(name) else { continue };
-        let known = listed.iter().any(|listed| listed.name == written.shown);
-        if !known && (written.hidden || written.first > restored) {
+        let is_left_over = name == CUT_UNFINISHED
+            || Written::of(name).is_some_and(|written| {
+                let known = listed.iter().any(|listed| listed.name == written.shown);
+                !known && (written.hidden || written.first > restored)
+            });
+        // What was cut above has taken the place of the file that was to be cut.
+        if is_left_over && disk.len(&directory.join(name)).is_ok() {
             let path = directory.join(name);
             disk.remove(&path).map_err(failed("remove", &path))?;
         }
@@ -302,13 +315,8 @@ fn redo(directory: &Path, listed: &Listed, names: &[String], disk: &dyn Disk) ->
 /// Makes a file shorter: by a copy that replaces it. Cut in place, a file whose sync fails looks cut until
 /// a crash brings the rest of it back, and nothing would tell.
 pub(super) fn cut(directory: &Path, path: &Path, length: u64, disk: &dyn Disk) -> Result<()> {
-    let unfinished = directory.join(CUT_UNFINISHED);
-    let copy = || {
-        match disk.remove(&unfinished) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let (from, to) = (disk.open_read(path)?, disk.create_new(&unfinished)?);
+    let copy = |to: &FileHandle| {
+        let from = disk.open_read(path)?;
         let (mut bytes, mut done) = (vec![0; COPY_BYTES], 0);
         while done < length {
             let wanted = (length - done).min(COPY_BYTES as u64) as usize;
@@ -319,16 +327,42 @@ pub(super) fn cut(directory: &Path, path: &Path, length: u64, disk: &dyn Disk) -
             to.write_all_at(&bytes[..read], done)?;
             done += read as u64;
         }
-        to.sync_data()?;
-        disk.rename(&unfinished, path)?;
-        disk.sync_dir(directory)
+        Ok(())
     };
-    copy().map_err(failed("cut", path))
+    replace((directory, CUT_UNFINISHED), path, disk, copy).map_err(failed("cut", path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{Faults, MemoryDisk};
+
+    /// It was cut in place: when the sync had failed the next attempt found it as long as it should be,
+    /// and a crash brought the rest back.
+    #[test]
+    fn a_file_stays_cut_though_the_first_attempt_failed_and_the_power_fails_later() {
+        let directory = Path::new("/out");
+        let name = name_of(SnapshotId(1), 0);
+        let listed = vec![Listed { name: name.clone(), length: 60 }];
+        let handles = [Handle { snapshot: 2, owner: NOBODY.into(), listed }];
+        for seed in 0..40 {
+            let disk = MemoryDisk::new(seed);
+            disk.create_dir_all(directory).unwrap();
+            let file = disk.create_new(&directory.join(format!(".{name}"))).unwrap();
+            file.write_all_at(&[b'x'; 100], 0).unwrap();
+            file.sync_data().unwrap();
+            disk.sync_dir(directory).unwrap();
+            disk.sync_dir(Path::new("/")).unwrap();
+            disk.set_faults(Faults { sync_error: 10_000, ..Faults::default() });
+            recover(directory, Some(&handles), &disk).unwrap_err();
+            disk.set_faults(Faults::default());
+            recover(directory, Some(&handles), &disk).unwrap();
+            disk.crash();
+            let found = disk.read(&directory.join(&name)).unwrap();
+            assert_eq!(found, [b'x'; 60], "seed {seed}: {} bytes", found.len());
+            assert_eq!(disk.list(directory).unwrap(), [&*name], "seed {seed}");
+        }
+    }
 
     #[test]
     fn only_names_that_a_writer_gives_are_taken_for_its_files() {
