@@ -239,6 +239,11 @@ fn what_a_part_that_failed_has_written_is_listed_by_the_next_one() {
         }
         if round != 1 {
             run.check();
+            // Nor is a file that could not be made taken for one with room.
+            for name in run.disk.list(Path::new(DIR)).unwrap() {
+                let bytes = run.disk.len(&Path::new(DIR).join(&name)).unwrap();
+                assert!(!name.starts_with("segment") || bytes >= 32 << 10, "{name}: {bytes} bytes");
+            }
         }
     }
 }
