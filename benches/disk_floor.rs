@@ -1,10 +1,10 @@
 //! What the disk requests of snapshots cost two busy processors, without any engine.
 //!
-//! `cargo bench --bench disk_floor -- [--hz N] [--seconds S] [--rounds R]`: one thread counts on each of two
+//! `cargo bench --bench disk_floor -- [--hz N] [--ms M] [--rounds R]`: one thread counts on each of two
 //! cores while a third does, N times a second, what a snapshot with small state asks of the disk: two
 //! writes of 80 KiB and one of 4, past the page cache into blocks that exist, with as many flushes as the
-//! case says. Printed are the share of its rate that counting keeps, in turn with no requests at all, and how
-//! long the requests took. `TIDEGATE_BENCH_DIR` names the directory. What was written is read back. Without
+//! case says. Printed are the share of its rate that counting keeps (of the same round without requests; median,
+//! least and most of the rounds), and how long the requests took. `TIDEGATE_BENCH_DIR` names the directory. What was written is read back. Without
 //! arguments (and under `cargo test --benches`) it runs small.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock and starts threads")]
@@ -59,10 +59,8 @@ fn files(disk: &dyn Disk, directory: &Path) -> Vec<(FileHandle, Buffer)> {
 
 fn main() {
     let small = !std::env::args().any(|argument| argument == "--bench");
-    let (hz, rounds) = (number("--hz", 100), number("--rounds", if small { 1 } else { 4 }));
-    let time = Duration::from_millis(number("--seconds", 0) * 1000);
-    let time =
-        if time.is_zero() { Duration::from_millis(if small { 100 } else { 1500 }) } else { time };
+    let (hz, rounds) = (number("--hz", 100), number("--rounds", if small { 1 } else { 20 }));
+    let time = Duration::from_millis(number("--ms", if small { 100 } else { 500 }));
     let under = std::env::var_os("TIDEGATE_BENCH_DIR");
     let under = under.unwrap_or_else(|| std::env::temp_dir().into());
     let directory = tempfile::tempdir_in(under).expect("a temporary directory");
@@ -71,11 +69,12 @@ fn main() {
     let cores = core_affinity::get_core_ids().expect("cores");
     let (counted, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     println!("{hz} times a second, {time:?} each, {rounds} rounds");
+    let mut found = [const { Vec::new() }; CASES.len()];
     std::thread::scope(|scope| {
         cores.iter().take(2).for_each(|core| _ = scope.spawn(|| count_on(*core, &counted, &stop)));
-        for round in 1..=rounds {
+        for _ in 0..rounds {
             let mut base = 0.0;
-            for (name, has_requests, flushes) in CASES {
+            for (found, (_, has_requests, flushes)) in found.iter_mut().zip(CASES) {
                 let (began, before) = (Instant::now(), counted.load(Ordering::Relaxed));
                 let (mut times, mut busy) = (0_u32, Duration::ZERO);
                 while began.elapsed() < time {
@@ -98,14 +97,19 @@ fn main() {
                 let rate = done as f64 / began.elapsed().as_secs_f64();
                 base = if has_requests { base } else { rate };
                 let took_ms = busy.as_secs_f64() * 1e3 / f64::from(times);
-                println!(
-                    "  round {round} {name:<12} {:.3} of its rate, {took_ms:.2} ms each, {times} times",
-                    rate / base
-                );
+                found.push((rate / base, took_ms));
             }
         }
         stop.store(true, Ordering::Relaxed);
     });
+    for ((name, ..), mut found) in CASES.into_iter().zip(found) {
+        found.sort_by(|(one, _), (other, _)| f64::total_cmp(one, other));
+        let (share, took_ms): (f64, f64) = found[found.len() / 2];
+        let (least, most) = (found[0].0, found[found.len() - 1].0);
+        println!(
+            "  {name:<12} {share:.3} ({least:.3}-{most:.3}) of its rate, {took_ms:.2} ms each"
+        );
+    }
     for (index, (_, expected)) in files.iter().enumerate() {
         let found = disk.read(&directory.path().join(format!("file-{index}"))).expect("a file");
         assert_eq!(found[..], expected[..], "file {index}");
