@@ -6,6 +6,8 @@
 //! Invariants
 //! - `head <= run_end <= tail`; slots `head..tail` are ours to read.
 //! - No undelivered mark lies in `head..run_end`, though one may stand at `run_end`.
+//! - The cells of marks `marks_head..marks_tail` are ours to read and to write; undelivered marks stand
+//!   in them in the order in which they were put.
 //! - While records are lent, `head` is already behind them: a loan that is forgotten leaks its
 //!   records, it does not hand them out twice.
 
@@ -15,7 +17,7 @@ use std::ptr::NonNull;
 
 use super::lent::Lent;
 use super::shared::{Mark, Shared};
-use super::sync::{Arc, Ordering};
+use super::sync::{Access, Arc, Ordering};
 use crate::record::{Batch, Control};
 
 /// What is next in a channel.
@@ -78,21 +80,25 @@ impl<T> Consumer<T> {
         self.lend(first, run.min(self.mask + 1 - first).min(max))
     }
 
-    /// The records in front of the mark `wanted`, if it is there: oldest first, in two runs where
-    /// they lie around the end of the slots. Takes neither, nor any mark before it.
-    pub fn peek_to(&mut self, wanted: Control) -> Option<[&[T]; 2]> {
-        let mark = self.find(wanted).or_else(|| {
+    /// Takes the mark `wanted` off, if it is there, before the records in front of it are taken: these
+    /// are returned, oldest first, in two runs where they lie around the end of the slots. They stay,
+    /// as do other marks that were put before it.
+    pub fn overtake(&mut self, wanted: Control) -> Option<[&[T]; 2]> {
+        let found = self.find(wanted).or_else(|| {
             self.look();
             self.find(wanted)
-        })?;
-        let count = mark.position.wrapping_sub(self.head);
+        });
+        let (passed, position) = found?;
+        self.take_mark_behind(passed);
+        let count = position.wrapping_sub(self.head);
         if self.tail.wrapping_sub(self.head) < count {
             self.look(); // the mark was seen with a tail that was read before it
         }
         assert!(count <= self.tail.wrapping_sub(self.head), "a mark comes behind its records");
         let first = self.head & self.mask;
         let behind = count.min(self.mask + 1 - first);
-        let mut access = self.shared.slots.access(|| first..first + behind);
+        let mut accesses = [first..first + behind, 0..count - behind]
+            .map(|indices| self.shared.slots.access(|| indices));
         // SAFETY: first <= mask, inside the allocation.
         let start = unsafe { self.slots.add(first) };
         // SAFETY: the slots of head..tail are initialised, seen by Acquire, and ours until the head
@@ -100,14 +106,16 @@ impl<T> Consumer<T> {
         let older = unsafe { std::slice::from_raw_parts(start.as_ptr(), behind) };
         // SAFETY: as above; the rest lie from slot 0 on, below `first`.
         let younger = unsafe { std::slice::from_raw_parts(self.slots.as_ptr(), count - behind) };
-        access.end();
+        accesses.iter_mut().for_each(Access::end);
         Some([older, younger])
     }
 
-    /// The first undelivered mark of this kind among those seen.
-    fn find(&self, wanted: Control) -> Option<Mark> {
+    /// The first undelivered mark of this kind among those seen: how many stand before it, and its
+    /// position.
+    fn find(&self, wanted: Control) -> Option<(usize, usize)> {
         let seen = self.marks_tail.wrapping_sub(self.marks_head);
-        (0..seen).map(|n| self.mark(self.marks_head.wrapping_add(n))).find(|m| m.control == wanted)
+        let mut marks = (0..seen).map(|n| (n, self.mark(self.marks_head.wrapping_add(n))));
+        marks.find(|(_, mark)| mark.control == wanted).map(|(n, mark)| (n, mark.position))
     }
 
     /// Number of published records not yet taken.
@@ -190,6 +198,18 @@ impl<T> Consumer<T> {
         );
         // SAFETY: it is in marks_head..marks_tail, so it is written and the producer leaves it alone.
         self.shared.mark(number).with(|cell| unsafe { cell.read() })
+    }
+
+    /// Takes off the mark that `passed` others stand before: each of those moves up by one cell, which
+    /// leaves the first cell to be given back.
+    fn take_mark_behind(&mut self, passed: usize) {
+        for number in (0..passed).rev().map(|n| self.marks_head.wrapping_add(n)) {
+            let (mark, above) = (self.mark(number), self.shared.mark(number.wrapping_add(1)));
+            // SAFETY: the cell is in marks_head..marks_tail, so the producer leaves it alone until
+            // `take_mark` has given it back.
+            above.with_mut(|cell| unsafe { cell.write(mark) });
+        }
+        self.take_mark();
     }
 
     /// Marks the first mark as delivered.

@@ -142,6 +142,43 @@ fn marks_arrive_between_their_records_through_two_slots() {
     check(2, MARKED, 2, usize::MAX);
 }
 
+/// The consumer lets every barrier overtake the records in front of it, and takes these only then. Each
+/// needs a cell that the one before has given back.
+fn check_overtaking(capacity: usize, items: &'static [Item]) {
+    model(move || {
+        let probe = Arc::new(());
+        let (mut producer, mut consumer) = channel(capacity);
+        let sender = {
+            let probe = probe.clone();
+            thread::spawn(move || send(&mut producer, items, 1, &probe))
+        };
+        let is_barrier = |item: &Item| matches!(item, Item::Control(Control::Barrier(_)));
+        for (at, item) in items.iter().enumerate() {
+            let Item::Control(barrier @ Control::Barrier(_)) = *item else { continue };
+            let before = items[..at].iter().filter(|item| matches!(item, Item::Record(_))).count();
+            let seen = loop {
+                match consumer.overtake(barrier) {
+                    Some(records) => break records.map(<[_]>::len).iter().sum::<usize>(),
+                    None => thread::yield_now(),
+                }
+            };
+            assert_eq!(seen, before);
+        }
+        let rest: Vec<Item> = items.iter().filter(|item| !is_barrier(item)).copied().collect();
+        assert_eq!(receive(&mut consumer, capacity, usize::MAX), rest);
+        drop(consumer);
+        sender.join().unwrap();
+        assert_eq!(Arc::strong_count(&probe), 1, "every record dropped once");
+    });
+}
+
+#[test]
+fn barriers_overtake_the_records_and_marks_before_them() {
+    check_overtaking(2, &[Item::Record(0), barrier(1), Item::Record(1), barrier(2), barrier(3)]);
+    let end = Item::Control(Control::End);
+    check_overtaking(1, &[Item::Record(0), end, barrier(1), barrier(2)]);
+}
+
 #[test]
 fn a_consumer_that_leaves_early_leaves_no_record_behind() {
     check(1, RECORDS, 1, 1);

@@ -17,8 +17,10 @@
 //! - Slots `head..published tail` are the consumer's, all others the producer's. They change hands
 //!   only by the Release store of a position and the Acquire load of it.
 //! - A mark at position `p` is stored before any tail above `p` is: whoever sees the record behind
-//!   a mark sees the mark. It is delivered once, when `head == p`.
-//! - Marks have their own few slots ([`CONTROLS_MAX`]), so a full ring never holds up a barrier.
+//!   a mark sees the mark. It is delivered once: when `head == p`, or before, if the consumer lets it
+//!   [overtake](Consumer::overtake) the records in front of it.
+//! - Marks have their own few slots ([`CONTROLS_MAX`]), so a full ring never holds up a barrier. A slot is
+//!   free again once its mark is delivered.
 //!
 //! ```
 //! use tidegate::channel::{Polled, channel};

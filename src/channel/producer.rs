@@ -155,8 +155,8 @@ impl<T> Producer<T> {
     pub fn control(&mut self, control: Control) -> Result<(), Control> {
         self.publish();
         if self.marks_tail.wrapping_sub(self.marks_head) == CONTROLS_MAX {
-            // Acquire, pairs with the Release store in `Consumer::poll`: the consumer has read the
-            // mark before we write over it.
+            // Acquire, pairs with the Release store in `Consumer::take_mark`: the consumer has done
+            // with the cell before we write over it.
             self.marks_head = self.shared.consumer.marks_head.load(Ordering::Acquire);
             if self.marks_tail.wrapping_sub(self.marks_head) == CONTROLS_MAX {
                 return Err(control);

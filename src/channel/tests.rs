@@ -404,9 +404,9 @@ fn two_threads_see_all_records_and_marks_in_order() {
 }
 
 #[test]
-fn a_mark_is_seen_behind_the_records_before_it_and_nothing_is_taken() {
+fn a_mark_that_overtakes_takes_no_record_with_it_nor_the_marks_before_it() {
     let (mut sender, mut receiver) = channel::<String>(4);
-    assert!(receiver.peek_to(Control::End).is_none());
+    assert!(receiver.overtake(Control::End).is_none());
     let word = |n: u64| format!("record {n}");
     let (mut sent, mut taken) = (0, 0);
     for round in 0..20 {
@@ -418,19 +418,20 @@ fn a_mark_is_seen_behind_the_records_before_it_and_nothing_is_taken() {
         }
         sender.publish();
         let barrier = Control::Barrier(SnapshotId(round));
-        assert!(receiver.peek_to(barrier).is_none(), "records, and no mark");
-        // One that is passed over stands before it.
-        sender.control(Control::Barrier(SnapshotId(1_000 + round))).unwrap();
+        assert!(receiver.overtake(barrier).is_none(), "records, and no mark");
+        // Those that are passed over stand before it, one of them with its own record between.
+        let others = [1_000, 2_000].map(|n| Control::Barrier(SnapshotId(n + round)));
+        sender.control(others[0]).unwrap();
         if sender.room(1) > 0 {
             sender.push(word(sent));
             sent += 1;
         }
+        sender.control(others[1]).unwrap();
         sender.control(barrier).unwrap();
-        for _ in 0..2 {
-            let records = receiver.peek_to(barrier).expect("a mark");
-            let seen: Vec<_> = records.concat();
-            assert_eq!(seen, (taken..sent).map(word).collect::<Vec<_>>());
-        }
+        let seen = receiver.overtake(barrier).expect("a mark").concat();
+        assert_eq!(seen, (taken..sent).map(word).collect::<Vec<_>>());
+        assert!(receiver.overtake(barrier).is_none(), "it is taken off");
+        let mut passed = Vec::new();
         loop {
             match receiver.poll(3) {
                 Polled::Records(mut records) => {
@@ -439,13 +440,27 @@ fn a_mark_is_seen_behind_the_records_before_it_and_nothing_is_taken() {
                         taken += 1;
                     }
                 }
-                Polled::Control(control) if control == barrier => break,
-                Polled::Control(control) => {
-                    assert_eq!(control, Control::Barrier(SnapshotId(1_000 + round)));
-                }
-                Polled::Empty | Polled::Closed => panic!("the mark is gone"),
+                Polled::Control(control) => passed.push(control),
+                Polled::Empty | Polled::Closed => break,
             }
         }
+        assert_eq!((&passed[..], taken), (&others[..], sent));
     }
-    assert_eq!(taken, sent);
+}
+
+#[test]
+fn marks_that_overtake_give_their_cells_back_while_every_record_stays() {
+    let (mut sender, mut receiver) = channel::<u64>(2);
+    sender.push(7);
+    sender.control(Control::End).unwrap();
+    for number in 1..4 * CONTROLS_MAX as u64 {
+        let barrier = Control::Barrier(SnapshotId(number));
+        sender.control(barrier).expect("room for a mark");
+        assert_eq!(receiver.overtake(barrier).expect("a mark").concat(), [7]);
+    }
+    let Polled::Records(mut records) = receiver.poll(9) else { panic!("no record") };
+    assert_eq!(records.drain(9).collect::<Vec<_>>(), [7]);
+    drop(records);
+    assert!(matches!(receiver.poll(9), Polled::Control(Control::End)));
+    assert!(matches!(receiver.poll(9), Polled::Empty));
 }

@@ -52,7 +52,8 @@ impl<T: Record> Inbox<T> {
     }
 
     /// Looks for the barrier of a late input. If it is in the ring, what stands before it is copied
-    /// to the log where it is, and the input has delivered: no slow stage is waited for. If it is
+    /// to the log where it is, the barrier is taken off, and the input has delivered: no slow stage is
+    /// waited for, neither by this snapshot nor, for lack of room for its mark, by a later one. If it is
     /// not there and the ring is full, its sender may be stuck before it, and gets some room.
     pub(super) fn log_ahead(&mut self, input: usize) -> Result<bool> {
         let barrier = Control::Barrier(self.aligner.captured());
@@ -67,7 +68,7 @@ impl<T: Record> Inbox<T> {
         }
         let ring = &mut self.inputs[input].ring;
         let is_full = ring.len() == ring.capacity();
-        match ring.peek_to(barrier) {
+        match ring.overtake(barrier) {
             Some(records) => {
                 records.into_iter().for_each(|records| self.log.append(input, records));
                 self.come_to(input, barrier);

@@ -18,8 +18,8 @@
 //!
 //! Invariants
 //! - Every batch and every mark, from a ring or set aside, is admitted by [`Aligner::admit`] before
-//!   the stage sees it. A barrier that was seen ahead, behind records, counts then; when it is come
-//!   to, it is old.
+//!   the stage sees it. A barrier of a late input counts when it is seen, though records stand before it;
+//!   it is taken off then, and so comes once.
 //! - Per input, what is set aside is older than what is in the ring.
 //! - A record in transit at a cut is copied to the log once: when it leaves the ring of a late input,
 //!   where it stands in the ring once the barrier is seen behind it, or at the capture if it was set
@@ -406,7 +406,7 @@ impl<T: Record> Inbox<T> {
     fn control(&mut self, input: usize, control: Control) -> Pulled {
         let verdict = admit(&mut self.aligner, input, Arrival::Control(control));
         if verdict == Verdict::Old {
-            return Pulled::Worked; // it was seen ahead, or is of before a restart
+            return Pulled::Worked;
         }
         if !self.inputs[input].inside
             && let Some(flight) = &self.setting.flight

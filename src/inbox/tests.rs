@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::log::in_piece;
 use super::*;
-use crate::channel::{Producer, channel};
+use crate::channel::{CONTROLS_MAX, Producer, channel};
 use crate::disk::MemoryDisk;
 use crate::id::StateSlot;
 use crate::operator::Visitor;
@@ -212,6 +212,33 @@ fn an_overdue_snapshot_is_captured_and_what_is_in_transit_logged_though_the_stag
     let mut taken = bench.taken();
     taken.retain(|record| *record != 50);
     assert_eq!(taken, (0..10).collect::<Vec<_>>());
+}
+
+/// The barrier of a late input was seen in its ring and left there. A ring holds eight marks, so while its
+/// records stayed the ninth snapshot waited for the stage.
+#[test]
+fn more_snapshots_than_a_ring_holds_marks_complete_while_its_records_wait_for_the_stage() {
+    let mut bench = bench(&[Regular], AFTER, 1 << 10);
+    bench.stage.room = 0;
+    bench.send(0, 0..3);
+    for number in 1..=3 * CONTROLS_MAX as u64 {
+        let snapshot = SnapshotId(number);
+        if number % 8 == 0 {
+            bench.send(0, [2 + number / 8]);
+        }
+        bench.inbox.announce(snapshot, bench.now_ns);
+        bench.barrier(0, snapshot);
+        bench.now_ns += 100;
+        while bench.pull() != Pulled::Barrier(snapshot) {}
+        bench.inbox.log().mark(snapshot);
+        assert_eq!(bench.pull(), Pulled::Stuck);
+        assert_eq!(bench.logged(), (Drained::Done, (0..3 + number / 8).collect()));
+    }
+    assert!(bench.taken().is_empty());
+    assert_eq!(bench.inbox.inputs[0].backlog.len(), 0, "they are in the ring");
+    bench.stage.room = usize::MAX;
+    assert_eq!(bench.pull_all(), Pulled::Nothing);
+    assert_eq!(bench.taken(), (0..6).collect::<Vec<_>>());
 }
 
 /// A snapshot failed if part of what was in transit was on disk; and a timed one waited for its alignment.
