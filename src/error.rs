@@ -1,5 +1,6 @@
 //! The one public error: a variant per thing a caller can do about it, carrying the noun it is
-//! about. A broken promise of tidegate itself is an assertion, not an error.
+//! about. A broken promise of tidegate itself is an assertion, not an error, but where a task would be
+//! blamed for what another did ([`Error::Fault`]).
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -146,6 +147,16 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
+    /// tidegate broke a promise to itself. No change of the job mends that: report it.
+    #[error(
+        "a fault of tidegate, not of the job, at {place}: {what}; what was committed is safe; please report it"
+    )]
+    Fault {
+        /// Where it was found.
+        place: String,
+        /// What is not as it must be.
+        what: String,
+    },
     /// An operator, source or sink failed.
     #[error("operator '{operator}' (task {subtask}): {source}")]
     Operator {
@@ -269,6 +280,7 @@ impl Error {
             Self::Corrupt { .. }
             | Self::Panicked { .. }
             | Self::WorkerPanicked { .. }
+            | Self::Fault { .. }
             | Self::Snapshot { .. } => true,
             Self::Operator { source, .. } => source.is_retryable(),
         }

@@ -427,7 +427,9 @@ impl Task {
         });
         let operator = || self.names[self.trace.running()].clone();
         match result {
-            Ok(Err(source @ (Error::Panicked { .. } | Error::Operator { .. }))) => Err(source),
+            Ok(Err(
+                source @ (Error::Panicked { .. } | Error::Operator { .. } | Error::Fault { .. }),
+            )) => Err(source),
             Ok(Err(source)) => Err(Error::Operator {
                 operator: operator(),
                 subtask: self.subtask,

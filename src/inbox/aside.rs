@@ -1,7 +1,7 @@
 //! Logging late inputs, and setting records aside: what happens to records that the stage is not
 //! given yet. Which and why is said in [`super`].
 
-use super::{Inbox, Input, admit};
+use super::{Inbox, Input, fault};
 use crate::align::{Arrival, InputKind, Verdict};
 use crate::channel::Polled;
 use crate::config::{BATCH_RECORDS, INPUT_RECORDS_MAX};
@@ -12,11 +12,11 @@ use crate::record::{Control, Record};
 
 impl<T: Record> Inbox<T> {
     /// The trigger has come: what late inputs have had set aside is in transit.
-    pub(super) fn begin_log(&mut self, snapshot: SnapshotId) {
+    pub(super) fn begin_log(&mut self, snapshot: SnapshotId) -> Result<()> {
         self.timed.captured(snapshot);
         self.seal(); // a trigger means that the snapshot before is sealed
         if !self.aligner.is_logging() {
-            return;
+            return Ok(());
         }
         self.log.begin(snapshot);
         for input in 0..self.inputs.len() {
@@ -26,11 +26,14 @@ impl<T: Record> Inbox<T> {
             self.inputs[input].unlogged = true;
             if self.log_backlog(input) {
                 let barrier = Arrival::Control(Control::Barrier(snapshot));
-                if let Verdict::Sealed(_) = admit(&mut self.aligner, input, barrier) {
+                let admitted = self.aligner.admit(input, barrier);
+                let verdict = admitted.map_err(|error| fault(&self.setting, &error))?;
+                if let Verdict::Sealed(_) = verdict {
                     self.seal();
                 }
             }
         }
+        Ok(())
     }
 
     /// Copies what a late input has set aside to the log, unless part of it is on disk: then it stays
@@ -59,7 +62,7 @@ impl<T: Record> Inbox<T> {
         let barrier = Control::Barrier(self.aligner.captured());
         if self.inputs[input].unlogged {
             if self.log_backlog(input) {
-                self.come_to(input, barrier);
+                self.come_to(input, barrier)?;
                 return Ok(true);
             }
             if self.inputs[input].unlogged {
@@ -71,7 +74,7 @@ impl<T: Record> Inbox<T> {
         match ring.overtake(barrier) {
             Some(records) => {
                 records.into_iter().for_each(|records| self.log.append(input, records));
-                self.come_to(input, barrier);
+                self.come_to(input, barrier)?;
                 Ok(true)
             }
             None if is_full => self.take_in(input, BATCH_RECORDS),
@@ -80,10 +83,11 @@ impl<T: Record> Inbox<T> {
     }
 
     /// `input` has come to a mark while nothing can be captured: a trigger that comes of it is due.
-    fn come_to(&mut self, input: usize, control: Control) {
-        if let Pulled::Barrier(snapshot) = self.control(input, control) {
+    fn come_to(&mut self, input: usize, control: Control) -> Result<()> {
+        if let Pulled::Barrier(snapshot) = self.control(input, control)? {
             self.due = Some(snapshot);
         }
+        Ok(())
     }
 
     /// Sets aside up to `max` records of what the ring of `input` has; of a late input also into the
@@ -104,7 +108,8 @@ impl<T: Record> Inbox<T> {
                         break;
                     }
                     if late {
-                        let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                        let admitted = self.aligner.admit(input, Arrival::Records);
+                        let verdict = admitted.map_err(|error| fault(&self.setting, &error))?;
                         assert!(matches!(verdict, Verdict::Log(_)), "late input: {verdict:?}");
                         self.log.append(input, &records.as_slice()[..room]);
                     }
@@ -120,7 +125,7 @@ impl<T: Record> Inbox<T> {
                 }
             };
             if let Some(barrier) = control {
-                self.come_to(input, barrier);
+                self.come_to(input, barrier)?;
                 if self.due.is_some() {
                     return Ok(true);
                 }

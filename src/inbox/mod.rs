@@ -43,10 +43,10 @@ use std::sync::Arc;
 use self::timed::Timed;
 pub use log::{GroupOf, Log};
 
-use crate::align::{Aligner, Arrival, InputKind, Verdict};
+use crate::align::{Aligner, Arrival, InputKind, ProtocolError, Verdict};
 use crate::channel::{Consumer, Polled};
 use crate::config::{INPUT_RECORDS_FIRST, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::id::SnapshotId;
 use crate::operator::{Flow, Stage};
@@ -234,12 +234,12 @@ impl<T: Record> Inbox<T> {
             return Ok((pulled, None));
         }
         if self.is_overdue(now_ns)
-            && let Some(snapshot) = self.expire()
+            && let Some(snapshot) = self.expire()?
         {
             return Ok((Pulled::Barrier(snapshot), None));
         }
         if self.has_back_edges
-            && let Some(pulled) = self.watch_loop()
+            && let Some(pulled) = self.watch_loop()?
         {
             return Ok((pulled, None));
         }
@@ -247,19 +247,23 @@ impl<T: Record> Inbox<T> {
     }
 
     /// The entrance of a loop: whether the loop is empty, where that matters.
-    fn watch_loop(&mut self) -> Option<Pulled> {
-        let flight = self.setting.flight.as_ref()?;
+    fn watch_loop(&mut self) -> Result<Option<Pulled>> {
+        let Some(flight) = &self.setting.flight else { return Ok(None) };
         if self.ending && flight.is_over() {
             self.ending = false;
-            return Some(Pulled::Ended);
+            return Ok(Some(Pulled::Ended));
         }
         if self.setting.mode != Mode::Synchronous {
-            return None;
+            return Ok(None);
         }
         let rounds = self.aligner.captured().next().0 - self.setting.captured.0;
-        let snapshot = flight.is_quiet(rounds).then(|| self.aligner.release())??;
-        self.begin_log(snapshot);
-        Some(Pulled::Barrier(snapshot))
+        if flight.is_quiet(rounds)
+            && let Some(snapshot) = self.aligner.release()
+        {
+            self.begin_log(snapshot)?;
+            return Ok(Some(Pulled::Barrier(snapshot)));
+        }
+        Ok(None)
     }
 
     /// Whether so much goes round that nothing more is to enter. A blocked back-edge does not count:
@@ -338,7 +342,8 @@ impl<T: Record> Inbox<T> {
         let control = match ring.poll(self.records_max) {
             Polled::Empty | Polled::Closed => return Ok(Pulled::Nothing),
             Polled::Records(mut records) => {
-                let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                let admitted = self.aligner.admit(input, Arrival::Records);
+                let verdict = admitted.map_err(|error| fault(&self.setting, &error))?;
                 assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");
                 let log = matches!(verdict, Verdict::Log(_)).then_some((&mut self.log, input));
                 Err(handle(&mut records, stage, log))
@@ -346,7 +351,7 @@ impl<T: Record> Inbox<T> {
             Polled::Control(control) => Ok(control),
         };
         match control {
-            Ok(control) => Ok(self.control(input, control)),
+            Ok(control) => self.control(input, control),
             Err((taken, flow)) => Ok(self.handled(taken, inside, flow?)),
         }
     }
@@ -361,10 +366,11 @@ impl<T: Record> Inbox<T> {
             }
             Front::Control(control) => {
                 backlog.pop_control();
-                Ok(self.control(input, control))
+                self.control(input, control)
             }
             Front::Records => {
-                let verdict = admit(&mut self.aligner, input, Arrival::Records);
+                let admitted = self.aligner.admit(input, Arrival::Records);
+                let verdict = admitted.map_err(|error| fault(&self.setting, &error))?;
                 assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");
                 // Of a late input, what was set aside is in the log already; unless it was on disk.
                 let is_new = *unlogged && matches!(verdict, Verdict::Log(_));
@@ -403,10 +409,11 @@ impl<T: Record> Inbox<T> {
     }
 
     /// `input` has come to a mark. The stage owes nothing now: otherwise nothing would be read.
-    fn control(&mut self, input: usize, control: Control) -> Pulled {
-        let verdict = admit(&mut self.aligner, input, Arrival::Control(control));
+    fn control(&mut self, input: usize, control: Control) -> Result<Pulled> {
+        let admitted = self.aligner.admit(input, Arrival::Control(control));
+        let verdict = admitted.map_err(|error| fault(&self.setting, &error))?;
         if verdict == Verdict::Old {
-            return Pulled::Worked;
+            return Ok(Pulled::Worked);
         }
         if !self.inputs[input].inside
             && let Some(flight) = &self.setting.flight
@@ -416,9 +423,9 @@ impl<T: Record> Inbox<T> {
                 Control::Barrier(_) => flight.entry_at_barrier(),
             }
         }
-        match verdict {
+        Ok(match verdict {
             Verdict::Capture(snapshot) => {
-                self.begin_log(snapshot);
+                self.begin_log(snapshot)?;
                 Pulled::Barrier(snapshot)
             }
             Verdict::Sealed(_) => {
@@ -434,7 +441,7 @@ impl<T: Record> Inbox<T> {
             Verdict::Old | Verdict::Process | Verdict::Log(_) | Verdict::Block => {
                 unreachable!("{control:?} of input {input}: {verdict:?}")
             }
-        }
+        })
     }
 }
 
@@ -456,8 +463,11 @@ fn handle<T: Record>(
     (before - batch.len(), flow)
 }
 
-/// A sender that breaks the protocol is a defect of tidegate: it stops the task with a panic, which
-/// the worker reports, rather than letting a wrong snapshot pass.
-fn admit(aligner: &mut Aligner, input: usize, arrival: Arrival) -> Verdict {
-    aligner.admit(input, arrival).unwrap_or_else(|error| panic!("barrier protocol: {error}"))
+/// A sender that breaks the protocol is a defect of tidegate: it stops the task rather than letting a
+/// wrong snapshot pass, and is not put down to the operator that happened to run.
+fn fault(setting: &Setting, error: &ProtocolError) -> Error {
+    Error::Fault {
+        place: format!("the inputs of '{}'", setting.operator),
+        what: format!("barrier protocol: {error}"),
+    }
 }

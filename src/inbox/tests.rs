@@ -6,6 +6,7 @@ use super::log::in_piece;
 use super::*;
 use crate::channel::{CONTROLS_MAX, Producer, channel};
 use crate::disk::MemoryDisk;
+use crate::error::Error;
 use crate::id::StateSlot;
 use crate::operator::Visitor;
 use crate::spill::{Limits, Place};
@@ -389,4 +390,16 @@ fn a_slow_stage_is_given_fewer_records_at_once_and_an_idle_step_does_not_change_
     assert_eq!(step(1, 10), (1, 2), "nor one that had little to take");
     assert_eq!(step(SLOTS, 10), (2, 4));
     assert_eq!(step(0, STEP_NS_MAX + 1), (0, 4), "something else took long");
+}
+
+/// It was a panic, and so was put down to the operator, with the advice to mend it.
+#[test]
+fn a_sender_that_breaks_the_protocol_is_an_error_that_blames_tidegate_and_not_the_operator() {
+    let mut bench = bench(&[Regular, Regular], Mode::Abs, 1 << 10);
+    bench.barrier(1, TWO);
+    let error = bench.inbox.pull(0, &mut bench.stage).expect_err("one is missing");
+    let Error::Fault { place, .. } = &error else { panic!("{error}") };
+    assert!(place.contains("'again'"), "{error}");
+    assert!(error.to_string().contains("input 1 delivered barrier 2, expected 1"), "{error}");
+    assert!(error.to_string().contains("a fault of tidegate, not of the job"), "{error}");
 }

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use super::Inbox;
 use crate::config::{LOG_BYTES_MAX, Mode};
+use crate::error::Result;
 use crate::id::SnapshotId;
 use crate::record::Record;
 
@@ -79,15 +80,15 @@ impl<T: Record> Inbox<T> {
     }
 
     /// Alignment takes too long: captures without the inputs that are late, if they can be logged.
-    pub(super) fn expire(&mut self) -> Option<SnapshotId> {
-        let (snapshot, _) = *self.timed.awaited.front()?;
+    pub(super) fn expire(&mut self) -> Result<Option<SnapshotId>> {
+        let Some((snapshot, _)) = self.timed.awaited.front().copied() else { return Ok(None) };
         if snapshot <= self.timed.blocking_until || self.aside_bytes() > LOG_BYTES_MAX {
             self.timed.refuse(snapshot);
-            return None;
+            return Ok(None);
         }
-        let captured = self.aligner.expire(snapshot)?;
-        self.begin_log(captured);
-        Some(captured)
+        let captured = self.aligner.expire(snapshot);
+        captured.map_or(Ok(()), |captured| self.begin_log(captured))?;
+        Ok(captured)
     }
 
     /// Bytes set aside that a capture now would have to log. What a blocked input has set aside is
