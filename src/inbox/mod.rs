@@ -300,7 +300,8 @@ impl<T: Record> Inbox<T> {
     /// Handles the restored log, before any input.
     fn replay(&mut self, stage: &mut dyn Stage<T>) -> Result<Option<Pulled>> {
         let Some(replay) = self.log.replay() else { return Ok(None) };
-        let (taken, flow) = replay.lend(|batch| handle(batch, stage, None));
+        let (taken, flow) =
+            replay.lend_at_most(self.records_max, |batch| handle(batch, stage, None));
         Ok(Some(self.handled(taken, true, flow?)))
     }
 

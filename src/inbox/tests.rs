@@ -403,3 +403,26 @@ fn a_sender_that_breaks_the_protocol_is_an_error_that_blames_tidegate_and_not_th
     assert!(error.to_string().contains("input 1 delivered barrier 2, expected 1"), "{error}");
     assert!(error.to_string().contains("a fault of tidegate, not of the job"), "{error}");
 }
+
+/// All of it was given to the stage in one step, up to 64 MiB.
+#[test]
+fn a_restored_log_is_handled_in_turns_with_a_bound() {
+    let mut bench = bench(&[Regular, Regular], AFTER, 1 << 10);
+    let records: Vec<u64> = (0..3 * INPUT_RECORDS_MAX as u64 + 5).collect();
+    let (log, mut pieces) = (bench.inbox.log(), Pieces::default());
+    log.begin(ONE);
+    log.mark(ONE);
+    log.append(1, &records);
+    log.seal();
+    assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+    for (slot, schema, bytes) in &pieces.0 {
+        log.restore(*slot, *schema, bytes).unwrap();
+    }
+    bench.send(0, [7]);
+    for turn in 1..4 {
+        assert_eq!(bench.pull(), Pulled::Worked);
+        assert_eq!(bench.stage.taken.len(), turn * INPUT_RECORDS_MAX);
+    }
+    bench.pull_all();
+    assert_eq!(bench.taken(), [&records[..], &[7]].concat(), "before any input");
+}
