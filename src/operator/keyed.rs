@@ -329,11 +329,15 @@ where
     }
 
     fn finish(&mut self) -> Result<Flow> {
+        let mut pauses = false;
         loop {
             if self.downstream.flush()? == Flow::Full {
                 return Ok(Flow::Full);
             }
             let Some(group) = self.emitted.next() else { return self.downstream.finish() };
+            if pauses {
+                return Ok(Flow::Full);
+            }
             self.probe.enter();
             let more = self.keyed.table.entries(
                 KeyGroup(group),
@@ -341,6 +345,7 @@ where
                 BATCH_RECORDS,
                 &mut self.entries,
             );
+            pauses = self.probe.pauses_after(self.entries.len());
             let out = self.downstream.fill();
             out.extend(self.entries.drain(..).map(|(key, value)| self.fold.emit(key, &value)));
             if !more {

@@ -8,6 +8,9 @@
 //! - Nothing is lost or reordered by backpressure: a stage that cannot hand on its output keeps it
 //!   ([`Downstream`]) and says [`Flow::Full`]; called again, it goes on where it stopped.
 //! - After [`Flow::Done`] a stage owes nothing: state and output agree, so a capture may follow.
+//! - A call is a bounded piece of work, though no output is ever full: a stage that makes more of a record
+//!   than a fixed number, or emits its state, pauses after [`STEP_RECORDS_MAX`] in all. Not bounded is what
+//!   user code does in one call: what `process` puts out for one chunk is handed on as it is.
 
 pub mod keyed;
 pub mod process;
@@ -19,7 +22,7 @@ pub mod transform;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::config::BATCH_RECORDS;
+use crate::config::{BATCH_RECORDS, STEP_RECORDS_MAX};
 use crate::error::Result;
 use crate::id::SnapshotId;
 use crate::record::{Batch, Buffer, Control};
@@ -31,7 +34,7 @@ use crate::state::OperatorState;
 pub enum Flow {
     /// All that was asked is done; nothing is owed.
     Done,
-    /// An output has no room: call again to go on.
+    /// An output has no room, or a stage has paused: call again to go on.
     Full,
 }
 
@@ -114,6 +117,10 @@ pub struct Trace {
     sent: AtomicBool,
     /// Whether a sink had to wait for its output since the task last asked.
     held_back: AtomicBool,
+    /// Records that stages have made of others, or out of state, since one of them paused.
+    made: AtomicUsize,
+    /// Whether a stage has paused since the task last asked.
+    paused: AtomicBool,
 }
 
 impl Trace {
@@ -138,6 +145,11 @@ impl Trace {
     pub fn take_held_back(&self) -> bool {
         take(&self.held_back)
     }
+
+    /// Whether a stage said [`Flow::Full`] since the last call only to let others run.
+    pub fn take_paused(&self) -> bool {
+        take(&self.paused)
+    }
 }
 
 fn take(flag: &AtomicBool) -> bool {
@@ -149,7 +161,7 @@ fn take(flag: &AtomicBool) -> bool {
 }
 
 /// Says whose user code runs, so that a panic or error is reported under its operator's name, and
-/// whether records were sent or held back.
+/// whether records were sent or held back, or are to be made later.
 #[derive(Clone, Debug)]
 pub struct Probe {
     trace: Arc<Trace>,
@@ -173,6 +185,19 @@ impl Probe {
     #[inline]
     pub fn sent(&self) {
         self.trace.sent.store(true, Ordering::Relaxed);
+    }
+
+    /// `count` records were made that need not be as many as were taken. True: that is enough for one
+    /// step, so the stage says [`Flow::Full`] although its output has room; called again, it goes on.
+    #[inline]
+    pub fn pauses_after(&self, count: usize) -> bool {
+        let made = self.trace.made.load(Ordering::Relaxed) + count;
+        let pauses = made >= STEP_RECORDS_MAX;
+        self.trace.made.store(if pauses { 0 } else { made }, Ordering::Relaxed);
+        if pauses {
+            self.trace.paused.store(true, Ordering::Relaxed);
+        }
+        pauses
     }
 
     /// A sink takes no more until its output has got on: nobody but the disk will say when.

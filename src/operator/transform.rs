@@ -61,7 +61,7 @@ where
 }
 
 /// `flat_map`: takes one record at a time so that an expansion of any length goes on where a full
-/// output stopped it.
+/// output, or the end of its step, stopped it.
 pub struct FlatMap<I, E: IntoIterator, F> {
     expand: F,
     open: Option<E::IntoIter>,
@@ -77,18 +77,18 @@ impl<I, E: IntoIterator, F: FnMut(I) -> E> FlatMap<I, E, F> {
         Self { expand, open: None, downstream: Downstream::new(next), probe, input: PhantomData }
     }
 
-    /// Fills the buffer from the open expansion and those of further records.
-    fn fill(&mut self, input: &mut Batch<'_, I>) {
+    /// Fills the buffer from the open expansion and those of further records. How many it got.
+    fn fill(&mut self, input: &mut Batch<'_, I>) -> usize {
         let out = self.downstream.fill();
         loop {
             if let Some(open) = &mut self.open {
                 out.extend(open.take(BATCH_RECORDS - out.len()));
                 if out.len() == BATCH_RECORDS {
-                    return;
+                    return BATCH_RECORDS;
                 }
                 self.open = None;
             }
-            let Some(record) = input.drain(1).next() else { return };
+            let Some(record) = input.drain(1).next() else { return out.len() };
             self.open = Some((self.expand)(record).into_iter());
         }
     }
@@ -101,6 +101,7 @@ where
     F: FnMut(I) -> E + Send,
 {
     fn process(&mut self, input: &mut Batch<'_, I>) -> Result<Flow> {
+        let mut pauses = false;
         loop {
             if self.downstream.flush()? == Flow::Full {
                 return Ok(Flow::Full);
@@ -108,8 +109,12 @@ where
             if input.is_empty() && self.open.is_none() {
                 return Ok(Flow::Done);
             }
+            if pauses {
+                return Ok(Flow::Full);
+            }
             self.probe.enter();
-            self.fill(input);
+            let made = self.fill(input);
+            pauses = self.probe.pauses_after(made);
         }
     }
 
