@@ -173,8 +173,8 @@ impl Task {
     ///
     /// A stage that has only paused goes on at the next step.
     ///
-    /// A sink that waits for its disk is looked after in time, and so is a timed alignment: nobody wakes
-    /// its worker for that.
+    /// A sink or an input that waits for its disk is looked after in time, and so is a timed alignment:
+    /// nobody wakes its worker for that.
     fn stalled(&mut self, now_ns: u64) -> Result<Progress> {
         let relieved = self.head.relieve(now_ns)?;
         let held_back = self.trace.take_held_back();
@@ -183,7 +183,7 @@ impl Task {
             Progress::Worked
         } else {
             let disk = held_back.then_some(now_ns + DISK_POLL_NS);
-            let times = [disk, self.head.overdue_at_ns(now_ns)].into_iter().flatten();
+            let times = [disk, self.head.look_at_ns(now_ns)].into_iter().flatten();
             times.min().map_or(Progress::Idle, Progress::Until)
         })
     }

@@ -168,7 +168,7 @@ impl<T: Record> Inbox<T> {
     /// A disk's; a loop that outgrows its bounds.
     pub fn relieve(&mut self, now_ns: u64) -> Result<bool> {
         let overdue = self.is_overdue(now_ns);
-        let mut worked = false;
+        let mut worked = self.poll_disk()?;
         for input in 0..self.inputs.len() {
             let back_edge = self.inputs[input].kind == InputKind::BackEdge;
             if self.aligner.is_late(input) && self.log_ahead(input)? {

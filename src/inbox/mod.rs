@@ -45,7 +45,7 @@ pub use log::{GroupOf, Log};
 
 use crate::align::{Aligner, Arrival, InputKind, ProtocolError, Verdict};
 use crate::channel::{Consumer, Polled};
-use crate::config::{INPUT_RECORDS_FIRST, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
+use crate::config::{DISK_POLL_NS, INPUT_RECORDS_FIRST, INPUT_RECORDS_MAX, Mode, STEP_NS_MAX};
 use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::id::SnapshotId;
@@ -221,8 +221,8 @@ impl<T: Record> Inbox<T> {
         }
     }
 
-    /// Looks at each input once and gives what it may to `stage`. `Some` time: a timed alignment is
-    /// overdue then.
+    /// Looks at each input once and gives what it may to `stage`. `Some` time: look again then, see
+    /// [`look_at_ns`](Self::look_at_ns).
     ///
     /// # Errors
     /// The stage's; a disk's; a loop that outgrows its bounds.
@@ -243,7 +243,25 @@ impl<T: Record> Inbox<T> {
         {
             return Ok((pulled, None));
         }
-        Ok((self.read_each(stage)?, self.overdue_at_ns(now_ns)))
+        Ok((self.read_each(stage)?, self.look_at_ns(now_ns)))
+    }
+
+    /// When an inbox that nothing comes to has to be looked at again, ns: a timed alignment is overdue
+    /// then, or the disk may have got on with what was set aside. Nobody wakes a worker for either.
+    #[must_use]
+    pub fn look_at_ns(&self, now_ns: u64) -> Option<u64> {
+        let moves = self.inputs.iter().any(|input| input.backlog.is_moving());
+        let disk = moves.then_some(now_ns + DISK_POLL_NS);
+        [disk, self.overdue_at_ns(now_ns)].into_iter().flatten().min()
+    }
+
+    /// Takes in what the disk has done with what was set aside. Whether there was anything.
+    fn poll_disk(&mut self) -> Result<bool> {
+        let mut worked = false;
+        for Input { backlog, .. } in &mut self.inputs {
+            worked |= backlog.is_moving() && backlog.poll()?;
+        }
+        Ok(worked)
     }
 
     /// The entrance of a loop: whether the loop is empty, where that matters.
@@ -306,7 +324,7 @@ impl<T: Record> Inbox<T> {
     }
 
     fn read_each(&mut self, stage: &mut dyn Stage<T>) -> Result<Pulled> {
-        let mut worked = false;
+        let mut worked = self.poll_disk()?;
         let entrance_closed = self.is_loop_full();
         for _ in 0..self.inputs.len() {
             let input = self.turn;

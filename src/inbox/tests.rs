@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::log::in_piece;
 use super::*;
 use crate::channel::{CONTROLS_MAX, Producer, channel};
+use crate::config::DISK_POLL_NS;
 use crate::disk::MemoryDisk;
 use crate::error::Error;
 use crate::id::StateSlot;
@@ -242,19 +243,60 @@ fn more_snapshots_than_a_ring_holds_marks_complete_while_its_records_wait_for_th
     assert_eq!(bench.taken(), (0..6).collect::<Vec<_>>());
 }
 
-/// A snapshot failed if part of what was in transit was on disk; and a timed one waited for its alignment.
-#[test]
-fn what_is_on_disk_at_the_capture_is_logged_as_it_comes_back_and_handled_once() {
-    let mut bench = bench(&[Regular, Regular], AFTER, 0);
+fn on_disk(input: u32, memory_bytes: usize) -> Backlog<u64> {
     let place = Place {
         disk: Arc::new(MemoryDisk::new(1)),
         path: "/spill/file".into(),
         owner: "again".into(),
         slot: StateSlot::Task(0),
-        input: 1,
+        input,
     };
-    let limits = Limits { memory_bytes: 16 * size_of::<u64>(), disk_bytes: 1 << 20 };
-    bench.inbox.inputs[1].backlog = Backlog::new(limits, Some(place));
+    Backlog::new(Limits { memory_bytes, disk_bytes: 1 << 20 }, Some(place))
+}
+
+/// Nobody but the disk says when it has read; a worker that was not told to look again slept.
+#[test]
+fn while_the_disk_is_at_work_for_an_input_it_is_looked_at_soon() {
+    let mut bench = bench(&[Regular, Regular], Mode::Abs, 0);
+    bench.inbox.inputs[0].backlog = on_disk(0, 16 * size_of::<u64>());
+    bench.barrier(0, ONE);
+    bench.pull_all();
+    let mut sent = 0;
+    let mut waits = 0;
+    let mut pull = |bench: &mut Bench| {
+        bench.now_ns += 1_000;
+        let (pulled, again_ns) = bench.inbox.pull(bench.now_ns, &mut bench.stage).unwrap();
+        let moves = bench.inbox.inputs[0].backlog.is_moving();
+        if pulled == Pulled::Nothing {
+            assert_eq!(again_ns, moves.then_some(bench.now_ns + DISK_POLL_NS));
+            assert_eq!(bench.inbox.look_at_ns(bench.now_ns), again_ns, "for a stage that is full");
+            waits += usize::from(moves);
+        }
+        pulled
+    };
+    for _ in 0..200 {
+        let room = bench.senders[0].room(SLOTS) as u64;
+        bench.send(0, sent..sent + room);
+        sent += room;
+        pull(&mut bench);
+    }
+    assert!(!bench.inbox.inputs[0].backlog.is_in_memory(), "of {sent} some are on disk");
+    // No more is sent: what is being written is seen to be written all the same.
+    while pull(&mut bench) != Pulled::Nothing || bench.inbox.inputs[0].backlog.is_moving() {}
+    bench.barrier(1, ONE);
+    while pull(&mut bench) != Pulled::Barrier(ONE) {}
+    while !bench.inbox.inputs[0].backlog.is_empty() || bench.inbox.inputs[0].ring.len() > 0 {
+        pull(&mut bench);
+    }
+    assert_eq!(bench.taken(), (0..sent).collect::<Vec<_>>());
+    assert!(waits > 10, "it waited {waits} times");
+}
+
+/// A snapshot failed if part of what was in transit was on disk; and a timed one waited for its alignment.
+#[test]
+fn what_is_on_disk_at_the_capture_is_logged_as_it_comes_back_and_handled_once() {
+    let mut bench = bench(&[Regular, Regular], AFTER, 0);
+    bench.inbox.inputs[1].backlog = on_disk(1, 16 * size_of::<u64>());
     bench.inbox.announce(ONE, 0);
     bench.barrier(0, ONE);
     bench.now_ns = 100;

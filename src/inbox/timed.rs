@@ -69,8 +69,7 @@ impl<T: Record> Inbox<T> {
     }
 
     /// When the announced snapshot is overdue, if it is not yet, ns.
-    #[must_use]
-    pub fn overdue_at_ns(&self, now_ns: u64) -> Option<u64> {
+    pub(super) fn overdue_at_ns(&self, now_ns: u64) -> Option<u64> {
         let (_, overdue_at_ns) = *self.timed.awaited.front()?;
         (now_ns < overdue_at_ns).then_some(overdue_at_ns)
     }

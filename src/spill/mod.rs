@@ -238,6 +238,14 @@ impl<T: Record> Backlog<T> {
         self.away_chunks == 0
     }
 
+    /// Whether the disk is at work for it: then [`poll`](Self::poll) has something to do soon, though
+    /// nothing is pushed or lent.
+    #[inline]
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        self.moving_records > 0
+    }
+
     /// What it has spilled.
     #[must_use]
     pub fn measured(&self) -> Spilled {

@@ -61,9 +61,9 @@ pub trait Head: Send {
         Ok(false)
     }
 
-    /// When a timed alignment is overdue, if it is not yet, ns: a task that stands still has to be
-    /// stepped then.
-    fn overdue_at_ns(&self, _now_ns: u64) -> Option<u64> {
+    /// When a task that stands still has to be stepped again, ns: a timed alignment is overdue then, or
+    /// the disk may have got on with what its inputs set aside.
+    fn look_at_ns(&self, _now_ns: u64) -> Option<u64> {
         None
     }
 
@@ -109,8 +109,8 @@ impl<T: Record> Head for InboxHead<T> {
         self.inbox.announce(snapshot, triggered_ns);
     }
 
-    fn overdue_at_ns(&self, now_ns: u64) -> Option<u64> {
-        self.inbox.overdue_at_ns(now_ns)
+    fn look_at_ns(&self, now_ns: u64) -> Option<u64> {
+        self.inbox.look_at_ns(now_ns)
     }
 
     fn start(&mut self) -> Result<()> {
