@@ -13,11 +13,15 @@
 //! at its barrier and the count is zero. One entrance finds that out for all: as soon as the first of
 //! them lets its barrier in, records may come in behind it.
 //!
+//! It says too when so much goes round that nothing more is to enter, by whichever entrance.
+//!
 //! Invariants
 //! - `sent` comes before the records are published, `handled` after the stage owes nothing.
 //! - An entry is counted off after every record that came through it has been handled.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::id::SnapshotId;
 
 /// Counts what enters, goes round in, and leaves one loop. Shared by the tasks of the loop; touched
 /// once per batch.
@@ -33,6 +37,8 @@ pub struct Flight {
     quiet: AtomicU64,
     /// Records in channels inside the loop, or being handled.
     records: AtomicU64,
+    /// The newest snapshot that a task of the loop has captured.
+    captured: AtomicU64,
 }
 
 impl Flight {
@@ -41,7 +47,14 @@ impl Flight {
     pub fn new(entries: usize) -> Self {
         let entries = entries as u64;
         let zero = AtomicU64::default;
-        Self { entries, open: entries.into(), barriers: zero(), quiet: zero(), records: zero() }
+        Self {
+            entries,
+            open: entries.into(),
+            barriers: zero(),
+            quiet: zero(),
+            records: zero(),
+            captured: zero(),
+        }
     }
 
     /// `count` records are about to be published in a channel inside the loop.
@@ -88,6 +101,23 @@ impl Flight {
         false
     }
 
+    /// A task of the loop has captured `snapshot`.
+    pub fn captured(&self, snapshot: SnapshotId) {
+        // Relaxed: nothing is read on the strength of it, and who acts on what was true a moment ago looks
+        // again at its next step.
+        self.captured.fetch_max(snapshot.0, Ordering::Relaxed);
+    }
+
+    /// Whether more than `records_max` go round and nothing is to enter by an entrance that has captured
+    /// `captured` last. Not while a task of the loop is a snapshot ahead of it: what goes round may stand
+    /// before one that waits for the barrier of this entrance.
+    #[must_use]
+    pub fn is_full(&self, records_max: u64, captured: SnapshotId) -> bool {
+        // Relaxed, as above.
+        self.records.load(Ordering::Relaxed) > records_max
+            && self.captured.load(Ordering::Relaxed) <= captured.0
+    }
+
     /// Whether no record goes round. More may enter.
     fn is_empty(&self) -> bool {
         self.records.load(Ordering::Acquire) == 0
@@ -131,6 +161,22 @@ mod tests {
         assert!(flight.is_quiet(1));
         flight.sent(1); // behind the barrier, through an entrance that has captured
         assert!(flight.is_quiet(1) && !flight.is_quiet(2));
+    }
+
+    #[test]
+    fn a_full_loop_is_closed_to_entrances_that_are_not_a_snapshot_behind() {
+        let flight = Flight::new(2);
+        let (one, two) = (SnapshotId(1), SnapshotId(2));
+        flight.captured(one);
+        flight.sent(3);
+        assert!(!flight.is_full(3, one));
+        flight.sent(1);
+        assert!(flight.is_full(3, one));
+        flight.captured(two);
+        flight.captured(one);
+        assert!(!flight.is_full(3, one) && flight.is_full(3, two));
+        flight.handled(1);
+        assert!(!flight.is_full(3, two));
     }
 
     #[test]

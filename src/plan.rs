@@ -32,6 +32,9 @@ use crate::task::Task;
 
 /// A loop lets nothing more in while its back-edges hold more than this part of their memory.
 const LOOP_SHARE: usize = 8;
+/// Nor while more goes round in all than this part of what one back-edge may hold in memory: all of it may be
+/// on the way to one, and what is let in before an entrance sees that is on top of it.
+const FLIGHT_SHARE: usize = 2;
 
 /// A task to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -347,6 +350,7 @@ impl Builder<'_> {
                     spill.memory_bytes
                 ),
                 loop_bytes_max: spill.memory_bytes / LOOP_SHARE,
+                flight_bytes_max: spill.memory_bytes / FLIGHT_SHARE,
             },
             limits: Limits { memory_bytes: spill.memory_bytes, disk_bytes },
             copy: (self.subtask, self.plan.parallelism[head]),

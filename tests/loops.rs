@@ -3,7 +3,7 @@
 //!
 //! | trap of cycles | test |
 //! |---|---|
-//! | 18 full loops | `trap_18_..` |
+//! | 18 full loops | `trap_18_..`; `a_loop_whose_keys_..` |
 //! | 19 replay of the log | `trap_19_..`; `inbox::log` |
 //! | 20 end of input | `trap_20_..`; `flight` |
 //! | 21 nested and several loops | `trap_21_..`; `loops` |
@@ -372,6 +372,34 @@ fn a_loop_that_amplifies_without_end_is_an_error_that_names_it_and_memory_stays_
         let in_batches = 20_000 * workers;
         assert!(going_round < bytes / size_of::<u64>() + in_batches, "{going_round} go round");
         assert!(out.take().is_empty());
+    }
+}
+
+/// Each entrance looked at its own back-edge only. Keys lead all that goes round to one of the two; the
+/// other, whose back-edge was empty, let in what made that one outgrow its bounds.
+#[test]
+fn a_loop_whose_keys_all_lead_to_one_entrance_is_not_taken_for_one_that_amplifies() {
+    const RECORDS: u64 = 20_000;
+    for (mode, blocked) in MODES.into_iter().flat_map(|mode| [(mode, true), (mode, false)]) {
+        let case = Case { workers: 2, mode, ring_slots: 8, seed: seed() };
+        let job = Job::new("skewed");
+        let pass = |(number, left): (u64, u64),
+                    _: &mut KeyState<'_, u64, u64>,
+                    out: &mut Vec<_>| {
+            out.push(if left == 0 { Side::Right(number) } else { Side::Left((number, left - 1)) });
+        };
+        let found = numbers(&job, "numbers", RECORDS)
+            .map("begin", |number| (number, 5))
+            .iterate("again", |inside| {
+                inside.key_by(|_| 7_u64).process("pass", pass).split("route", |side| side)
+            });
+        let (graph, out) = collected(job, found);
+        let mut config = with(2, 8, mode);
+        let (memory_bytes, disk_bytes) = (64 << 10, 0);
+        config.spill = Spill { memory_bytes, disk_bytes, blocked, ..Spill::default() };
+        let mut run = Run::open(&graph, &config, &MemoryDisk::new(1));
+        assert_eq!(run.end().expect("it makes no record").end, End::Complete);
+        assert_same(out.take(), (0..RECORDS).collect(), &case);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::record::{Control, Record};
 impl<T: Record> Inbox<T> {
     /// The trigger has come: what late inputs have had set aside is in transit.
     pub(super) fn begin_log(&mut self, snapshot: SnapshotId) -> Result<()> {
+        self.setting.flight.iter().for_each(|flight| flight.captured(snapshot));
         self.timed.captured(snapshot);
         self.seal(); // a trigger means that the snapshot before is sealed
         if !self.aligner.is_logging() {

@@ -13,8 +13,13 @@
 //! Why a loop cannot deadlock: a task that cannot hand on its output still empties its back-edge
 //! rings (`relieve`), into memory and then disk. Without the back-edges the rings form a graph
 //! without cycles whose last tasks always take, so every full ring becomes free in the end. Records
-//! enter a loop only while its backlog is small; a loop that still outgrows its bounds makes more
+//! enter a loop only while the backlog of the entrance is small, and no more goes round in all than one
+//! back-edge has room for: keys may lead all of it to one. A loop that still outgrows its bounds makes more
 //! records than it lets out, and is an error that names it.
+//!
+//! An entrance that is closed for what goes round elsewhere still reads what comes from inside the loop (it
+//! may be that of a loop inside). And it is closed for that only once it has captured as much as any task
+//! of the loop: what goes round may stand, blocked, before a task that waits for the barrier of this one.
 //!
 //! Invariants
 //! - Every batch and every mark, from a ring or set aside, is admitted by [`Aligner::admit`] before
@@ -99,8 +104,10 @@ pub struct Setting {
     pub spill: bool,
     /// What a back-edge may hold, in words.
     pub loop_limit: String,
-    /// Bytes in back-edges above which nothing more is let into the loop.
+    /// Bytes in a back-edge above which nothing more is let into the loop by the task's other inputs.
     pub loop_bytes_max: usize,
+    /// Bytes going round in the whole loop above which nothing more is let into it.
+    pub flight_bytes_max: usize,
 }
 
 /// What an inbox did besides handing on.
@@ -191,6 +198,7 @@ impl<T: Record> Inbox<T> {
             spill: false,
             loop_limit: String::new(),
             loop_bytes_max: 0,
+            flight_bytes_max: 0,
         };
         Self::new(rings.into_iter().map(input).collect(), log, setting)
     }
@@ -284,9 +292,9 @@ impl<T: Record> Inbox<T> {
         Ok(None)
     }
 
-    /// Whether so much goes round that nothing more is to enter. A blocked back-edge does not count:
-    /// what unblocks it comes in by the regular inputs.
-    fn is_loop_full(&self) -> bool {
+    /// Whether the back-edges here hold so much that nothing more is to come in. A blocked back-edge does
+    /// not count: what unblocks it comes in by the regular inputs.
+    fn is_full(&self) -> bool {
         let mut inputs = self.inputs.iter().enumerate();
         self.has_back_edges
             && inputs.any(|(index, Input { kind, backlog, .. })| {
@@ -295,6 +303,13 @@ impl<T: Record> Inbox<T> {
                     && !self.aligner.is_blocked(index)
                     && (much || !backlog.is_in_memory())
             })
+    }
+
+    /// Whether so much goes round in the whole loop that nothing more is to enter it here.
+    fn is_loop_full(&self) -> bool {
+        let records_max = self.setting.flight_bytes_max / size_of::<T>().max(1);
+        let flight = self.setting.flight.as_ref().filter(|_| self.has_back_edges);
+        flight.is_some_and(|flight| flight.is_full(records_max as u64, self.aligner.captured()))
     }
 
     /// The last step of the task took this long. If that was long, takes fewer records at once: an
@@ -325,7 +340,7 @@ impl<T: Record> Inbox<T> {
 
     fn read_each(&mut self, stage: &mut dyn Stage<T>) -> Result<Pulled> {
         let mut worked = self.poll_disk()?;
-        let entrance_closed = self.is_loop_full();
+        let (full, loop_full) = (self.is_full(), self.is_loop_full());
         for _ in 0..self.inputs.len() {
             let input = self.turn;
             self.turn = if input + 1 == self.inputs.len() { 0 } else { input + 1 };
@@ -339,7 +354,8 @@ impl<T: Record> Inbox<T> {
                     return Ok(Pulled::Barrier(snapshot));
                 }
             }
-            if entrance_closed && self.inputs[input].kind == InputKind::Regular {
+            let Input { kind, inside, .. } = &self.inputs[input];
+            if *kind == InputKind::Regular && (full || loop_full && !inside) {
                 continue;
             }
             match self.read(input, stage)? {

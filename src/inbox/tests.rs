@@ -71,6 +71,7 @@ fn bench(kinds: &[InputKind], mode: Mode, memory_bytes: usize) -> Bench {
         spill: true,
         loop_limit: "little".into(),
         loop_bytes_max: memory_bytes / 8,
+        flight_bytes_max: memory_bytes / 2,
     };
     let inbox = Inbox::new(inputs, log, setting);
     Bench { inbox, stage: Taker { room: usize::MAX, taken: Vec::new() }, senders, now_ns: 0 }
@@ -378,6 +379,53 @@ fn a_loop_lets_nothing_in_while_much_goes_round() {
     assert!(bench.taken().contains(&100));
 }
 
+/// Two entrances of one loop, in which 64 records may go round.
+fn entrances() -> ([Bench; 2], Arc<Flight>) {
+    let [near, mut far] = [(), ()].map(|()| bench(&[Regular, BackEdge], Mode::Abs, 1 << 10));
+    let flight = near.inbox.setting.flight.clone().unwrap();
+    far.inbox.setting.flight = Some(flight.clone());
+    ([near, far], flight)
+}
+
+/// Each entrance looked at its own back-edge only. Where keys lead all that goes round to one of them, the
+/// other let in what made that one's back-edge outgrow its bounds.
+#[test]
+fn an_entrance_lets_nothing_in_while_much_goes_round_elsewhere() {
+    let ([mut near, _far], flight) = entrances();
+    flight.sent(65);
+    near.send(0, [100]);
+    near.send(1, [7]);
+    assert_eq!(near.pull_all(), Pulled::Nothing);
+    assert_eq!(near.taken(), [7], "what goes round is read on");
+    // An entrance of a loop inside this one: what comes in there goes round already.
+    near.inbox.inputs[0].inside = true;
+    flight.sent(1);
+    assert_eq!(near.pull_all(), Pulled::Nothing);
+    assert_eq!(near.taken(), [100]);
+    near.inbox.inputs[0].inside = false;
+    near.send(0, [101]);
+    assert_eq!(near.pull_all(), Pulled::Nothing);
+    assert!(near.taken().is_empty());
+    flight.handled(1);
+    assert_eq!(near.pull_all(), Pulled::Nothing);
+    assert_eq!(near.taken(), [101]);
+}
+
+/// What goes round may stand before a task that waits for this entrance's barrier.
+#[test]
+fn an_entrance_is_not_closed_while_another_is_a_snapshot_ahead() {
+    let ([mut near, mut far], flight) = entrances();
+    far.barrier(0, ONE);
+    assert_eq!(far.pull(), Pulled::Barrier(ONE));
+    flight.sent(65);
+    near.send(0, [100]);
+    near.barrier(0, ONE);
+    near.send(0, [101]);
+    assert_eq!(near.pull_all(), Pulled::Barrier(ONE));
+    assert_eq!(near.pull_all(), Pulled::Nothing);
+    assert_eq!(near.taken(), [100], "closed again behind the barrier");
+}
+
 #[test]
 fn a_loop_that_makes_more_than_it_lets_out_is_an_error_that_names_it() {
     let mut bench = bench(&[Regular, BackEdge], Mode::Abs, 16 * size_of::<u64>());
@@ -434,18 +482,6 @@ fn a_slow_stage_is_given_fewer_records_at_once_and_an_idle_step_does_not_change_
     assert_eq!(step(0, STEP_NS_MAX + 1), (0, 4), "something else took long");
 }
 
-/// It was a panic, and so was put down to the operator, with the advice to mend it.
-#[test]
-fn a_sender_that_breaks_the_protocol_is_an_error_that_blames_tidegate_and_not_the_operator() {
-    let mut bench = bench(&[Regular, Regular], Mode::Abs, 1 << 10);
-    bench.barrier(1, TWO);
-    let error = bench.inbox.pull(0, &mut bench.stage).expect_err("one is missing");
-    let Error::Fault { place, .. } = &error else { panic!("{error}") };
-    assert!(place.contains("'again'"), "{error}");
-    assert!(error.to_string().contains("input 1 delivered barrier 2, expected 1"), "{error}");
-    assert!(error.to_string().contains("a fault of tidegate, not of the job"), "{error}");
-}
-
 /// All of it was given to the stage in one step, up to 64 MiB.
 #[test]
 fn a_restored_log_is_handled_in_turns_with_a_bound() {
@@ -467,4 +503,16 @@ fn a_restored_log_is_handled_in_turns_with_a_bound() {
     }
     bench.pull_all();
     assert_eq!(bench.taken(), [&records[..], &[7]].concat(), "before any input");
+}
+
+/// It was a panic, and so was put down to the operator, with the advice to mend it.
+#[test]
+fn a_sender_that_breaks_the_protocol_is_an_error_that_blames_tidegate_and_not_the_operator() {
+    let mut bench = bench(&[Regular, Regular], Mode::Abs, 1 << 10);
+    bench.barrier(1, TWO);
+    let error = bench.inbox.pull(0, &mut bench.stage).expect_err("one is missing");
+    let Error::Fault { place, .. } = &error else { panic!("{error}") };
+    assert!(place.contains("'again'"), "{error}");
+    assert!(error.to_string().contains("input 1 delivered barrier 2, expected 1"), "{error}");
+    assert!(error.to_string().contains("a fault of tidegate, not of the job"), "{error}");
 }
