@@ -131,7 +131,7 @@ pub enum Error {
     Panicked {
         /// The operator's name.
         operator: String,
-        /// Which parallel copy, from 0.
+        /// Which parallel copy, from 0; also 0 for what is done once for all of them.
         subtask: usize,
         /// The panic's message.
         message: String,

@@ -57,6 +57,20 @@ pub fn caught<R>(work: impl FnOnce() -> R) -> Result<R, Caught> {
     result.map_err(Caught::of)
 }
 
+/// What `work` returns, which is code of this operator; if that panics, an error that says so. For what an
+/// operator does beside the records of a task: for all of its tasks at once, `subtask` is 0.
+///
+/// # Errors
+/// Those of `work`; [`Error::Panicked`].
+pub fn named<R>(
+    operator: &str,
+    subtask: usize,
+    work: impl FnOnce() -> Result<R, Error>,
+) -> Result<R, Error> {
+    let panicked = |message| Error::Panicked { operator: operator.into(), subtask, message };
+    caught(work).unwrap_or_else(|caught| Err(caught.into_error(panicked)))
+}
+
 /// For a panic hook: whether the panic at hand will come back as an error.
 #[must_use]
 pub fn takes() -> bool {

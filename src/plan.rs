@@ -23,6 +23,7 @@ use crate::flight::Flight;
 use crate::graph::{
     Build, Edge, Erased, Graph, HeadContext, OperatorIndex, Partition, RingEnd, TaskContext,
 };
+use crate::guard;
 use crate::id::{Attempt, KeyGroup, SnapshotId, StateSlot, TaskId, WorkerId};
 use crate::inbox::Setting;
 use crate::loops::Loops;
@@ -213,13 +214,18 @@ impl Plan {
             };
             let nexts = builder.successors(head)?;
             let context = builder.context(head);
-            let made = match &graph.operators[head].build {
-                Build::Source { head, .. } => head(&context, nexts)?,
-                Build::Stage { stage, head: make_head, .. } => {
-                    let stage = stage(&context, nexts)?;
-                    make_head(builder.ring_ends(head, id), builder.head_context(head), stage)
-                }
-            };
+            let made =
+                guard::named(&context.name, subtask, || match &graph.operators[head].build {
+                    Build::Source { head, .. } => head(&context, nexts),
+                    Build::Stage { stage, head: make_head, .. } => {
+                        let stage = stage(&context, nexts)?;
+                        Ok(make_head(
+                            builder.ring_ends(head, id),
+                            builder.head_context(head),
+                            stage,
+                        ))
+                    }
+                })?;
             let trace = builder.trace;
             workers[worker.0].push(Task::new(made, subtask, names.clone(), trace));
         }
@@ -315,10 +321,11 @@ impl Builder<'_> {
 
     fn stage(&mut self, operator: OperatorIndex) -> Result<Erased> {
         let nexts = self.successors(operator)?;
-        match &self.graph.operators[operator].build {
-            Build::Stage { stage, .. } => stage(&self.context(operator), nexts),
+        let context = self.context(operator);
+        guard::named(&context.name, self.subtask, || match &self.graph.operators[operator].build {
+            Build::Stage { stage, .. } => stage(&context, nexts),
             Build::Source { .. } => unreachable!("a source has no predecessor"),
-        }
+        })
     }
 
     fn outbox(&mut self, edge: usize) -> Erased {

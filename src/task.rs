@@ -25,7 +25,7 @@ use crate::id::{SnapshotId, StateSlot};
 use crate::inbox::{Measured, Pulled};
 use crate::operator::{Flow, Part, Trace};
 use crate::record::Control;
-use crate::state::{Drained, Lost, PageEntry, PageSource, StateWriter};
+use crate::state::{Drained, Lost, OperatorState, PageEntry, PageSource, StateWriter};
 
 /// What one step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,16 +340,7 @@ impl Task {
         schema: u32,
         bytes: &[u8],
     ) -> Result<bool> {
-        let mut taken = false;
-        self.head.visit(&mut |part| match part {
-            Part::State(name, state) if name == operator => {
-                taken = true;
-                let restored = state.restore(slot, schema, bytes);
-                restored.map_err(|reason| Error::State { operator: operator.into(), reason })
-            }
-            _ => Ok(()),
-        })?;
-        Ok(taken)
+        self.restore_with(operator, &mut |state| state.restore(slot, schema, bytes))
     }
 
     /// Gives the pages of restored state to the operator they belong to. Whether this task has it.
@@ -363,14 +354,24 @@ impl Task {
         pages: &[PageEntry],
         source: &Arc<dyn PageSource>,
     ) -> Result<bool> {
+        self.restore_with(operator, &mut |state| state.restore_pages(schema, pages, source))
+    }
+
+    fn restore_with(
+        &mut self,
+        operator: &str,
+        restore: &mut dyn FnMut(&mut dyn OperatorState) -> Result<(), String>,
+    ) -> Result<bool> {
         let mut taken = false;
-        self.head.visit(&mut |part| match part {
-            Part::State(name, state) if name == operator => {
-                taken = true;
-                let restored = state.restore_pages(schema, pages, source);
-                restored.map_err(|reason| Error::State { operator: operator.into(), reason })
-            }
-            _ => Ok(()),
+        guard::named(operator, self.subtask, || {
+            self.head.visit(&mut |part| match part {
+                Part::State(name, state) if name == operator => {
+                    taken = true;
+                    let refused = |reason| Error::State { operator: operator.into(), reason };
+                    restore(state).map_err(refused)
+                }
+                _ => Ok(()),
+            })
         })?;
         Ok(taken)
     }

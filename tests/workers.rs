@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use rkyv::{Archive, Deserialize, Serialize};
 use tidegate::config::{Config, Driver, Restarts, Snapshots};
-use tidegate::disk::Disk;
+use tidegate::disk::{Disk, DiskLock, MemoryDisk};
+use tidegate::engine::stepper::{Stepper, Stepping};
 use tidegate::engine::{End, Handle, Notice, Report, default_disk, run};
 use tidegate::error::{Error, Result};
 use tidegate::guard;
@@ -23,7 +24,9 @@ use tidegate::operator::Flow;
 use tidegate::operator::sink::{Collect, Collected, Sink, Writer, WriterContext};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::record::Batch;
+use tidegate::store;
 use tidegate::stream::{Job, Stream};
+use tidegate::worker::Step;
 
 const RECORDS: u64 = 20_000;
 const RATE: f64 = 200_000.0;
@@ -340,6 +343,134 @@ fn a_failure_before_the_first_snapshot_starts_the_job_from_the_beginning_once() 
         assert_eq!((report.end, report.restarts, report.restored), (End::Complete, 1, None));
         assert_exact(&collected);
     });
+}
+
+/// A sink that panics in one of its calls, the `left`-th time.
+struct Panicking {
+    inner: Collect<Update>,
+    call: &'static str,
+    left: AtomicI64,
+}
+
+impl Panicking {
+    fn called(&self, call: &str) {
+        let is_due = call == self.call && self.left.fetch_sub(1, Ordering::Relaxed) == 1;
+        assert!(!is_due, "in {call}, as asked");
+    }
+}
+
+impl Sink for Panicking {
+    type Item = Update;
+
+    fn identity(&self) -> String {
+        self.called("identity");
+        "panicking".into()
+    }
+
+    fn claim(
+        &self,
+        _owner: &str,
+        _handles: Option<&[Vec<u8>]>,
+        _disk: &dyn Disk,
+    ) -> Result<Option<DiskLock>> {
+        self.called("claim");
+        Ok(None)
+    }
+
+    fn recover(&self, handles: Option<&[Vec<u8>]>, disk: &dyn Disk) -> Result<()> {
+        self.called("recover");
+        self.inner.recover(handles, disk)
+    }
+
+    fn writer(&self, context: &WriterContext) -> Result<Box<dyn Writer<Update>>> {
+        self.called("writer");
+        self.inner.writer(context)
+    }
+}
+
+/// The panic left `run`, or was put down to the supervisor, and nobody was named.
+#[test]
+fn a_sink_that_panics_while_a_job_begins_is_named() {
+    for call in ["identity", "claim", "recover", "writer"] {
+        let ran = ran(&drivers()[0], move || {
+            let (job, (inner, _)) = (Job::new("panicking"), Collect::new());
+            let sink = Panicking { inner, call, left: 1.into() };
+            counted(numbers(&job)).sink("out", sink);
+            job
+        });
+        let error = ran.result.expect_err("it panicked");
+        let Error::Panicked { operator, message, .. } = &error else { panic!("{error}") };
+        assert_eq!((&operator[..], &message[..]), ("out", &format!("in {call}, as asked")[..]));
+    }
+}
+
+/// It ended the job, which another try would have helped.
+#[test]
+fn a_sink_that_panics_at_a_restart_is_named_and_asked_again() {
+    with_snapshots(|config| {
+        let (inner, collected) = Collect::new();
+        let ran = ran(config, move || {
+            let (job, seen) = (Job::new("panicking"), AtomicU64::new(0));
+            let seen = Arc::new(seen);
+            let look = move |number| {
+                assert_ne!(seen.fetch_add(1, Ordering::Relaxed), RECORDS / 2, "half-way");
+                number
+            };
+            let sink = Panicking { inner, call: "recover", left: 2.into() };
+            counted(numbers(&job).map("touchy", look)).sink("out", sink);
+            job
+        });
+        let report = ran.result.expect("it goes on");
+        assert_eq!((report.end, report.restarts), (End::Complete, 2), "{:?}", ran.restarted);
+        assert!(ran.restarted[0].contains("operator 'touchy'"), "{:?}", ran.restarted);
+        let recover = "operator 'out' (task 0) panicked: in recover";
+        assert!(ran.restarted[1].contains(recover), "{:?}", ran.restarted);
+        assert_exact(&collected);
+    });
+}
+
+/// What is told while a job is opened may panic like what is told later; it left `run`.
+#[test]
+fn a_program_that_panics_at_what_it_is_told_while_a_job_is_opened_gets_an_error() {
+    with_snapshots(|config| {
+        let make = || {
+            let (job, (sink, _)) = (Job::new("heard"), Collect::new());
+            counted(numbers(&job)).sink("out", sink);
+            job
+        };
+        ran(config, make).result.expect("it completes");
+        let directory = &config.snapshots.as_ref().expect("it takes them").directory;
+        let infos = store::list(&*default_disk().0, directory).expect("a snapshot directory");
+        let newest = infos.iter().max_by_key(|info| info.snapshot).expect("snapshots");
+        let file = directory.join(&newest.file);
+        let mut bytes = std::fs::read(&file).expect("the newest");
+        bytes[60] = !bytes[60];
+        std::fs::write(&file, bytes).expect("a damaged one");
+        let ran = ran_and_heard(config, make, |notice| {
+            assert!(!matches!(notice, Notice::Warning(_)), "enough is enough");
+        });
+        let error = ran.result.expect_err("what it told panicked");
+        let Error::SupervisorPanicked { message } = &error else { panic!("{error}") };
+        assert!(message.contains("enough is enough"), "{error}");
+    });
+}
+
+/// The same for a caller that steps the job: the panic went through the caller's loop, and the workers would
+/// have run on.
+#[test]
+fn a_stepped_job_whose_notice_panics_ends_with_an_error_and_its_workers_stop() {
+    let (job, (sink, _)) = (Job::new("heard"), Collect::new());
+    counted(numbers(&job)).sink("out", sink);
+    let graph = job.build().expect("well formed");
+    let (disk, handle) = (Arc::new(MemoryDisk::new(1)), Handle::default());
+    let opened = Stepper::open(&graph, &Config::workers(1), disk, handle, &mut |_| {});
+    let Ok(Stepping::Ready(mut stepper)) = opened else { panic!("a new job is ready") };
+    assert!(stepper.supervise(0, &mut |_| {}).is_none(), "it has begun");
+    assert_ne!(stepper.step(0, 0), Step::Stopped);
+    let ended = stepper.supervise(1, &mut |_| panic!("enough is enough"));
+    let Some(Err(error)) = ended else { panic!("it goes on") };
+    assert!(matches!(error, Error::SupervisorPanicked { .. }), "{error}");
+    assert_eq!(stepper.step(0, 2), Step::Stopped);
 }
 
 /// A sink that refuses to commit the next `refusals` times.

@@ -23,7 +23,7 @@ use crate::coordinator::Cadence;
 use crate::disk::{Disk, best_disk};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::guard;
+use crate::guard::{self, Caught};
 use crate::id::SnapshotId;
 use crate::inbox;
 use crate::phases::PhaseHistograms;
@@ -177,19 +177,20 @@ pub fn run(
             ),
         });
     }
-    let (disk, refused) = best_disk();
-    // Before anything is opened: a driver that was asked for and is refused leaves nothing behind.
-    let pool = start_pool(config, &cores, refused, notice)?;
-    let mut supervisor = match Supervisor::open(graph, config, disk, handle.clone(), notice)? {
+    let opened = guard::caught(|| {
+        let (disk, refused) = best_disk();
+        // Before anything is opened: a driver that was asked for and is refused leaves nothing behind.
+        let pool = start_pool(config, &cores, refused, notice)?;
+        Ok((pool, Supervisor::open(graph, config, disk, handle.clone(), notice)?))
+    });
+    let (pool, opened) = opened.unwrap_or_else(|caught| Err(panicked(caught)))?;
+    let mut supervisor = match opened {
         supervisor::Opened::Complete(report) => return Ok(*report),
         supervisor::Opened::Ready(supervisor) => supervisor,
     };
     loop {
         let turn = guard::caught(|| supervisor.turn(clock::now_ns(), notice));
-        let turn = turn.unwrap_or_else(|caught| {
-            Turn::Done(Err(caught.into_error(|message| Error::SupervisorPanicked { message })))
-        });
-        match turn {
+        match turn.unwrap_or_else(|caught| Turn::Done(Err(panicked(caught)))) {
             Turn::Start(workers) => pool.run(workers),
             Turn::Wait { until_ns, told } => {
                 if told {
@@ -212,6 +213,11 @@ pub fn run(
             }
         }
     }
+}
+
+/// What ended the supervisor's work, as an error.
+fn panicked(caught: Caught) -> Error {
+    caught.into_error(|message| Error::SupervisorPanicked { message })
 }
 
 /// Why no executor of glommio comes up on this machine, if none does.

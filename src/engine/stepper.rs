@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use super::supervisor::{Opened, Supervisor, Turn};
-use super::{Handle, Notice, Report};
+use super::{Handle, Notice, Report, panicked};
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::graph::Graph;
+use crate::guard;
 use crate::worker::{Step, Worker};
 
 /// A job that runs only while it is stepped.
@@ -41,22 +42,28 @@ impl<'g> Stepper<'g> {
         notice: &mut dyn FnMut(Notice<'_>),
     ) -> Result<Stepping<'g>> {
         config.validate()?;
-        Ok(match Supervisor::open(graph, config, disk, handle, notice)? {
+        let opened = guard::caught(|| Supervisor::open(graph, config, disk, handle, notice))
+            .map_err(panicked);
+        Ok(match opened?? {
             Opened::Complete(report) => Stepping::Complete(report),
             Opened::Ready(supervisor) => Stepping::Ready(Self { supervisor, workers: Vec::new() }),
         })
     }
 
-    /// Lets the supervisor act at `now_ns`. `Some`: the job has ended.
+    /// Lets the supervisor act at `now_ns`. `Some`: the job has ended, and is not supervised again.
     pub fn supervise(
         &mut self,
         now_ns: u64,
         notice: &mut dyn FnMut(Notice<'_>),
     ) -> Option<Result<Box<Report>>> {
-        match self.supervisor.turn(now_ns, notice) {
-            Turn::Start(workers) => self.workers = workers.into_iter().map(Some).collect(),
-            Turn::Wait { .. } => {}
-            Turn::Done(result) => return Some(result),
+        match guard::caught(|| self.supervisor.turn(now_ns, notice)) {
+            Ok(Turn::Start(workers)) => self.workers = workers.into_iter().map(Some).collect(),
+            Ok(Turn::Wait { .. }) => {}
+            Ok(Turn::Done(result)) => return Some(result),
+            Err(caught) => {
+                self.supervisor.give_up(); // its workers stop when they are stepped
+                return Some(Err(panicked(caught)));
+            }
         }
         None
     }

@@ -33,6 +33,7 @@ use crate::coordinator::{Action, Coordinator};
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, LOG_SUFFIX, OperatorIndex};
+use crate::guard;
 use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::inbox;
 use crate::operator::sink::NOBODY;
@@ -141,11 +142,11 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     }
     let context = ReaderContext { disk: disk.clone() };
     for operator in &graph.operators {
-        let detail = match &operator.build {
-            Build::Source { identity, .. } => identity(&context)?,
-            Build::Stage { sink: Some(sink), .. } => sink.identity(),
-            Build::Stage { .. } => String::new(),
-        };
+        let detail = guard::named(&operator.name, 0, || match &operator.build {
+            Build::Source { identity, .. } => identity(&context),
+            Build::Stage { sink: Some(sink), .. } => Ok(sink.identity()),
+            Build::Stage { .. } => Ok(String::new()),
+        })?;
         lines.push(format!("operator '{}': {} {detail}", operator.name, operator.kind));
     }
     Ok(JobIdentity { name: graph.name.clone(), fingerprint: lines.join("\n") })

@@ -120,10 +120,12 @@ impl Supervisor<'_> {
             });
             if !self.claims.contains_key(&index) {
                 let owner = self.owner_of(&operator.name);
-                let claim = sink.claim(&owner, handles.as_deref(), &*self.disk)?;
+                let claim = guard::named(&operator.name, 0, || {
+                    sink.claim(&owner, handles.as_deref(), &*self.disk)
+                })?;
                 self.claims.insert(index, claim);
             }
-            sink.recover(handles.as_deref(), &*self.disk)?;
+            guard::named(&operator.name, 0, || sink.recover(handles.as_deref(), &*self.disk))?;
         }
         Ok(())
     }
