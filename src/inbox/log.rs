@@ -4,6 +4,17 @@
 //! when it is sealed, given back on a restore. A restored log is handled before any input is read;
 //! ring contents are not restored beside it (trap 19).
 //!
+//! On another number of tasks a log is shared out anew, each record to one task. That of an input which is
+//! partitioned by key goes by key group, as the state does: a key's records stay in order, and before those
+//! that follow. Other inputs (forward, rebalanced, broadcast) have no key here: the log of task i goes as a
+//! whole to task i modulo the new number. Its order stays, but a later record of the same key, which some
+//! operator upstream owns by key, may take its way through another task. If they meet again, at the next
+//! operator that is keyed, the later one may have come first. It takes three things together: a task that
+//! begins with an operator that is not keyed, behind a `union` or at the entrance of a loop; records in
+//! transit to it at the cut, which only a timed snapshot or a loop has; and another number of tasks. None of
+//! them is refused: nothing is lost or doubled, and where the order within a key matters the remedy is to key
+//! before the `union`, or to go on once with the same number and take the next snapshot aligned.
+//!
 //! Invariants
 //! - The records of one input keep their order, also of different keys, and also when the log is shared
 //!   out by key group to another number of tasks: a piece is all of one input's records with their
