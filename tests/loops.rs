@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use common::graph;
 use common::random::Random;
-use common::run::{Run, config};
+use common::run::{Run, Told, config};
 use tidegate::config::{Config, Mode, Spill};
 use tidegate::disk::MemoryDisk;
 use tidegate::engine::End;
@@ -373,6 +373,45 @@ fn a_loop_that_amplifies_without_end_is_an_error_that_names_it_and_memory_stays_
         assert!(going_round < bytes / size_of::<u64>() + in_batches, "{going_round} go round");
         assert!(out.take().is_empty());
     }
+}
+
+/// A snapshot is given up while its barrier is under way: one worker has it, and its sources wait; the other has
+/// not heard of it yet, and hears of both at once. Neither may wait for it any more, nor a loop stay held.
+#[test]
+fn a_synchronous_snapshot_given_up_while_it_is_injected_holds_nothing_up_and_costs_no_record() {
+    let case = Case { workers: 2, mode: Mode::Synchronous, ring_slots: 8, seed: seed() };
+    const RECORDS: u64 = 10_000;
+    let job = Job::new("given up");
+    let entering =
+        numbers(&job, "numbers", RECORDS).rate(10_000.0).map("begin", |number| (number, 5));
+    let found = entering.iterate("again", |inside| {
+        inside.rebalance().split("route", |(number, left): (u64, u64)| {
+            if left == 0 { Side::Right(number) } else { Side::Left((number, left - 1)) }
+        })
+    });
+    let (graph, out) = collected(job, found);
+    let mut config = with(2, 8, case.mode);
+    config.snapshots.as_mut().expect("it takes snapshots").timeout = Duration::from_millis(50);
+    let mut run = Run::open(&graph, &config, &MemoryDisk::new(1));
+    let given_up = |run: &Run<'_>| {
+        let is_abort = |told: &&Told| matches!(told, Told::Aborted(_, why) if why.contains("not complete after"));
+        run.told.iter().filter(is_abort).count()
+    };
+    for times in 1..=3 {
+        run.until_completed(1);
+        for turn in 0.. {
+            if given_up(&run) >= times {
+                break;
+            }
+            run.supervise();
+            run.step(0);
+            assert!(turn < 10_000, "it is not given up: {:?}", run.told.last());
+        }
+    }
+    run.until_completed(1);
+    let report = run.end().expect("nothing goes wrong");
+    assert_eq!((report.end, report.restarts), (End::Complete, 0));
+    assert_same(out.take(), (0..RECORDS).collect(), &case);
 }
 
 /// Each entrance looked at its own back-edge only. Keys lead all that goes round to one of the two; the

@@ -6,7 +6,7 @@
 //! | 1 finished input | `align::tests`: `trap_01_..` |
 //! | 2 trigger races with finish, 3 last commit | `coordinator`: `trap_02_..`, `trap_03_..`; through the engine `trap_03_..` here |
 //! | 4 idle source, 5 batch ends at a barrier | here |
-//! | 6 replay of buffers | `inbox::tests`: `trap_06_..` |
+//! | 6 replay of buffers | `inbox::tests`: `trap_06_..`, from memory and from disk |
 //! | 7 fairness, 8 expansion, 9 diamond | here; a full output beside a free one `task`: `trap_09_..` |
 //! | 10 repeated barrier | `align::tests`: `trap_10_..` |
 //! | 11 offset at the barrier | here |
@@ -16,10 +16,10 @@
 //! | 15 in-place state | `state::tests`: `a_marked_version_is_the_same_bytes_whatever_happens_meanwhile`; after an abort here |
 //! | 16 serialisation error | `state::tests`: `a_value_that_does_not_serialise_fails_the_snapshot`; through the engine here |
 //! | 17 replays differ | here, and `simulated`: `the_same_seed_takes_the_same_steps` |
-//! | 18 full loops | `inbox::tests`: `trap_18_..`; through the engine `simulated`, rings of one slot |
-//! | 19 the log is replayed once | `inbox::log`: `trap_19_..` |
-//! | 20 end of a loop | `inbox::tests`: `trap_20_..` |
-//! | 21 nested and several loops | `loops`: `trap_21_..`; through the engine `simulated` |
+//! | 18 full loops | `inbox::tests`: `trap_18_..`; through the engine `tests/loops.rs`: `trap_18_a_loop_that_doubles_..`, and `simulated`, rings of one slot |
+//! | 19 the log is replayed once | `inbox::log`: `trap_19_..`; through the engine `tests/loops.rs`: `trap_19_records_in_transit_..` |
+//! | 20 end of a loop | `inbox::tests`: `trap_20_..`; through the engine `tests/loops.rs`: `trap_20_a_loop_ends_..` |
+//! | 21 nested and several loops | `loops`: `trap_21_..`; through the engine `tests/loops.rs`: `trap_21_nested_loops_..`, and `simulated` |
 //! | 22 acks, 23 older pending ones | `coordinator`: `trap_22_..`, `trap_23_..` |
 //! | 24 order of the commit | `store::tests::crash`: `trap_24_..`; `store::tests::damage`: `a_torn_newest_manifest_..`; `store::tests::bounds`: `after_a_failed_sync_..`; `recovery`: `a_snapshot_that_was_passed_over_once_..` |
 //! | 25 sinks commit again, 26 tagged when written | here |

@@ -148,6 +148,34 @@ fn trap_06_what_was_set_aside_is_admitted_like_the_rest_the_next_barrier_with_it
 }
 
 #[test]
+fn trap_06_a_barrier_that_comes_back_from_disk_blocks_what_was_spilled_behind_it() {
+    let mut bench = bench(&[Regular, Regular], Mode::Abs, 0);
+    bench.inbox.inputs[0].backlog = on_disk(0, 16 * size_of::<u64>());
+    bench.barrier(0, ONE);
+    bench.pull_all();
+    let spill = |bench: &mut Bench, from: u64| {
+        (0..200).fold(from, |sent, _| {
+            let room = bench.senders[0].room(SLOTS) as u64;
+            bench.send(0, sent..sent + room);
+            bench.pull();
+            sent + room
+        })
+    };
+    let cut = spill(&mut bench, 0);
+    bench.barrier(0, TWO);
+    let end = spill(&mut bench, cut);
+    assert!(cut > 100 && end > cut + 100, "{cut} before the barrier, {end} in all");
+    assert!(!bench.inbox.inputs[0].backlog.is_in_memory(), "most are on disk, on both sides of it");
+    for (snapshot, before) in [(ONE, 0..cut), (TWO, cut..end)] {
+        bench.barrier(1, snapshot);
+        while bench.pull() != Pulled::Barrier(snapshot) {}
+        (0..100 * end).for_each(|_| _ = bench.pull());
+        assert_eq!(bench.taken(), before.collect::<Vec<_>>(), "up to the next barrier");
+    }
+    assert!(bench.inbox.inputs[0].backlog.is_empty());
+}
+
+#[test]
 fn with_no_room_to_set_aside_a_blocked_input_feels_backpressure_and_loses_nothing() {
     let mut bench = bench(&[Regular, Regular], Mode::Abs, 9 * size_of::<u64>());
     bench.barrier(0, ONE);

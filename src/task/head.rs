@@ -242,3 +242,63 @@ impl<T: Record> Head for SourceTask<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::operator::source::{Items, ReaderContext};
+    use crate::operator::{Downstream, Probe};
+    use crate::record::Batch;
+
+    struct Sink;
+
+    impl Stage<u64> for Sink {
+        fn process(&mut self, input: &mut Batch<'_, u64>) -> Result<Flow> {
+            input.drain(usize::MAX).for_each(drop);
+            Ok(Flow::Done)
+        }
+
+        fn flush(&mut self) -> Result<Flow> {
+            Ok(Flow::Done)
+        }
+
+        fn finish(&mut self) -> Result<Flow> {
+            Ok(Flow::Done)
+        }
+
+        fn visit(&mut self, _visitor: &mut Visitor<'_>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// It had taken the barrier into the stream when the snapshot was given up long before, and waited for
+    /// one of which nothing more would be heard.
+    #[test]
+    fn a_synchronous_source_does_not_wait_for_a_snapshot_that_is_given_up_whenever_it_hears_of_that()
+     {
+        let source = std::sync::Arc::new(Items::new("numbers", || 0..1_u64 << 40));
+        let context = ReaderContext { disk: std::sync::Arc::new(MemoryDisk::new(1)) };
+        let probe = Probe::new(std::sync::Arc::default(), 0);
+        let chain = (Downstream::new(Box::new(Sink)), probe);
+        let pace = (None, std::sync::Arc::default());
+        let head = SourceHead::new("numbers".into(), source, (0, 1), pace, context, chain);
+        let mut task = SourceTask::new(head, true);
+        task.start().unwrap();
+        let pull = |task: &mut SourceTask<u64>| task.pull(0).unwrap().0;
+        assert_eq!(pull(&mut task), Pulled::Worked);
+        for before in [true, false] {
+            let snapshot = SnapshotId(1 + u64::from(!before));
+            task.inject(snapshot, false, 0);
+            if before {
+                task.resume(snapshot);
+            }
+            assert_eq!(pull(&mut task), Pulled::Barrier(snapshot));
+            if !before {
+                assert_eq!(pull(&mut task), Pulled::Nothing, "it waits");
+                task.resume(snapshot);
+            }
+            assert_eq!(pull(&mut task), Pulled::Worked, "given up before its barrier: {before}");
+        }
+    }
+}
