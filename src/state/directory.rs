@@ -25,7 +25,7 @@ use std::ptr::NonNull;
 use super::capture::{Pages, UNLOADED};
 use super::exchange::Chunk;
 use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max, slots_of};
-use super::tiles::DEPTH_MAX;
+use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version};
 use crate::id::{KEY_GROUPS, KeyGroup};
 use crate::key::Key;
 use crate::record::Data;
@@ -88,29 +88,29 @@ fn homes_for(entries: usize) -> usize {
 
 impl<K: Key, V: Data> Directory<K, V> {
     /// One empty page per key group.
-    pub fn new(groups: Range<u32>, version: u32) -> Self {
-        let pages = groups.clone().map(|group| (group_start(KeyGroup(group)), GROUP_BITS, version));
-        Self::with_pages(groups, &pages.collect::<Vec<_>>())
+    pub fn new(groups: Range<u32>) -> Self {
+        let pages = empty_tiles(groups.clone(), GROUP_BITS);
+        Self::with_pages(groups, &pages)
     }
 
-    /// Pages numbered in order by first hash, depth and version, which tile the key groups. Those
-    /// that are not [`UNLOADED`] are empty.
-    pub fn with_pages(groups: Range<u32>, pages: &[(u64, u32, u32)]) -> Self {
-        let depth = pages.iter().map(|page| page.1).max().expect("a table has pages");
+    /// Pages which tile the key groups.
+    pub fn with_pages(groups: Range<u32>, pages: &Tiles) -> Self {
+        let depth = pages.iter().map(|page| page.depth).max().expect("a table has pages");
         let first = (groups.start as usize) << (depth - GROUP_BITS);
         let blank = PageBox::new(HOMES_MIN, 0, 0, GROUP_BITS);
         let mut page_bytes = 0;
         let mut entries = Vec::with_capacity(groups.len() << (depth - GROUP_BITS));
-        for (id, &(prefix, page_depth, version)) in pages.iter().enumerate() {
+        for (id, entry) in pages.iter().enumerate() {
+            let version = first_version(entry);
             let (tags, homes) = if version == UNLOADED {
                 blank.page().raw()
             } else {
-                let mut page = PageBox::<K, V>::new(HOMES_MIN, 0, prefix, page_depth);
+                let mut page = PageBox::<K, V>::new(HOMES_MIN, 0, entry.prefix, entry.depth);
                 page.page_mut().set_id(id as u32);
                 page_bytes += page.memory_bytes();
                 page.into_raw()
             };
-            let run = 1 << (depth - page_depth);
+            let run = 1 << (depth - entry.depth);
             entries.extend((0..run).map(|_| Entry { tags, homes, version }));
         }
         assert_eq!(entries.len(), entries.capacity(), "pages tile the key groups");

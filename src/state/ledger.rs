@@ -11,6 +11,8 @@
 
 use std::collections::BTreeMap;
 
+use hashbrown::HashMap;
+
 use super::exchange::{PageEntry, Place};
 use crate::id::SegmentId;
 
@@ -39,6 +41,15 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// That of a table that was just restored, with one entry per page.
+    pub fn restored(entries: Vec<PageEntry>) -> Self {
+        let mut segments = HashMap::<SegmentId, u64>::new();
+        for entry in entries.iter().filter(|entry| entry.bytes > 0) {
+            *segments.entry(entry.place.segment).or_default() += u64::from(entry.bytes);
+        }
+        Self { entries, segments: segments.into_iter().collect() }
+    }
+
     /// Numbers there may be an entry for: 0 up to here.
     pub fn len(&self) -> u32 {
         self.entries.len() as u32

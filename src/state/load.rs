@@ -7,12 +7,16 @@
 //! Invariants
 //! - A page is read at most once, straight into the memory it stays in.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
+
 use super::exchange::{PageEntry, PageSource, Place};
 use super::page::{HEADER_BYTES, Incoming, PAGE_ALIGN};
+use super::tiles::Tiles;
 use crate::error::Error;
 use crate::id::SegmentId;
 
@@ -21,7 +25,7 @@ const PAGES_PER_READ: usize = 256;
 
 /// A page that was read.
 pub(super) struct Read {
-    /// The table's number of it.
+    /// Its number.
     pub id: u32,
     /// What the index says of it.
     pub entry: PageEntry,
@@ -38,12 +42,12 @@ impl Read {
 /// Pages that are on disk only. A large table has hundreds of thousands, and the job waits for this to be
 /// made: so it is lists, and what need not be known yet is put off.
 pub(super) struct Unloaded {
-    /// Number and place, by first hash.
-    pages: Vec<(u32, PageEntry)>,
+    /// By number, which is by first hash. Those of no bytes are not on disk.
+    pages: Tiles,
     /// Which of them are still on disk only, and how many.
     waiting: Vec<bool>,
     left: usize,
-    /// Indices of pages by segment; and those of the segment that is being read, by offset, the first
+    /// Numbers of pages by segment; and those of the segment that is being read, by offset, the first
     /// one last.
     segments: BTreeMap<SegmentId, Vec<u32>>,
     order: Vec<u32>,
@@ -51,14 +55,16 @@ pub(super) struct Unloaded {
 }
 
 impl Unloaded {
-    /// Pages with their numbers, by first hash.
-    pub fn new(pages: Vec<(u32, PageEntry)>, source: Arc<dyn PageSource>) -> Self {
-        debug_assert!(pages.is_sorted_by_key(|(_, page)| page.prefix));
-        let mut segments: BTreeMap<SegmentId, Vec<u32>> = BTreeMap::new();
-        for (index, (_, page)) in (0..).zip(&pages) {
-            segments.entry(page.place.segment).or_default().push(index);
+    /// The pages of a restored table.
+    pub fn new(pages: Tiles, source: Arc<dyn PageSource>) -> Self {
+        debug_assert!(pages.is_sorted_by_key(|page| page.prefix));
+        let mut segments: HashMap<SegmentId, Vec<u32>> = HashMap::new();
+        for (number, page) in (0..).zip(&pages).filter(|(_, page)| page.bytes > 0) {
+            segments.entry(page.place.segment).or_default().push(number);
         }
-        let (waiting, left) = (vec![true; pages.len()], pages.len());
+        let waiting: Vec<bool> = pages.iter().map(|page| page.bytes > 0).collect();
+        let left = segments.values().map(Vec::len).sum();
+        let segments = segments.into_iter().collect();
         Self { pages, waiting, left, segments, order: Vec::new(), source }
     }
 
@@ -69,11 +75,11 @@ impl Unloaded {
 
     /// Reads the page that `hash` belongs to.
     pub fn fault(&mut self, hash: u64) -> Result<Read, Error> {
-        let behind = self.pages.partition_point(|(_, page)| page.prefix <= hash);
+        let behind = self.pages.partition_point(|page| page.prefix <= hash);
         let index = behind.checked_sub(1).expect("it is not loaded");
-        let (id, entry) = self.pages[index];
+        let entry = self.pages[index];
         self.check(&entry)?;
-        let mut read = Read::into(id, entry);
+        let mut read = Read::into(index as u32, entry);
         self.source.read(entry.place, &mut [IoSliceMut::new(read.incoming.bytes_mut())])?;
         self.take(index);
         Ok(read)
@@ -87,20 +93,19 @@ impl Unloaded {
     /// Reads the next pages that lie one behind the other, about `budget_bytes` of them; none if
     /// nothing is left.
     pub fn next(&mut self, budget_bytes: usize) -> Result<Vec<Read>, Error> {
-        let (mut run, mut indices, mut bytes) = (Vec::<Read>::new(), Vec::new(), 0);
+        let (mut run, mut bytes) = (Vec::<Read>::new(), 0);
         loop {
-            let Some(&index) = self.order.last() else {
+            let Some(&id) = self.order.last() else {
                 if !run.is_empty() || !self.next_segment() {
                     break;
                 }
                 continue;
             };
-            let index = index as usize;
-            if !self.waiting[index] {
+            if !self.waiting[id as usize] {
                 self.order.pop(); // it was asked for
                 continue;
             }
-            let (id, entry) = self.pages[index];
+            let entry = self.pages[id as usize];
             let is_next = run.last().is_none_or(|last| behind(&last.entry) == entry.place);
             if !is_next || run.len() == PAGES_PER_READ || bytes >= budget_bytes {
                 break;
@@ -109,10 +114,9 @@ impl Unloaded {
             self.order.pop();
             bytes += entry.bytes as usize;
             run.push(Read::into(id, entry));
-            indices.push(index);
         }
         self.fill(&mut run)?;
-        indices.into_iter().for_each(|index| self.take(index));
+        run.iter().for_each(|read| self.take(read.id as usize));
         Ok(run)
     }
 
@@ -121,7 +125,7 @@ impl Unloaded {
         let Some((_, order)) = self.segments.pop_first() else { return false };
         self.order = order;
         let pages = &self.pages;
-        self.order.sort_unstable_by_key(|i| std::cmp::Reverse(pages[*i as usize].1.place.offset));
+        self.order.sort_unstable_by_key(|id| Reverse(pages[*id as usize].place.offset));
         true
     }
 

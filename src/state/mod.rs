@@ -102,7 +102,8 @@ pub trait OperatorState: Send {
         Err(format!("{slot:?} of schema {schema}, {} bytes: it has none", bytes.len()))
     }
 
-    /// Takes its pages back, before any update; those of key groups it does not hold are passed over.
+    /// Takes its pages back, by first hash, before any update; those of key groups it does not hold are
+    /// passed over.
     /// They stay on disk until they are asked for, or loaded.
     ///
     /// # Errors

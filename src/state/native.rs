@@ -21,9 +21,9 @@ use super::capture::{CLEAN, Capture, Pages, UNLOADED};
 use super::directory::{GROUP_BITS, group_start, hash_after};
 use super::exchange::{Chunk, PageEntry, PageSource};
 use super::keyed::Cursor;
-use super::ledger::Lost;
+use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
-use super::tiles::{DEPTH_MAX, Tiles, tiled};
+use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, tiled};
 use super::{Drained, StateWriter};
 use crate::config::ENTRY_BYTES_MAX;
 use crate::error::Error;
@@ -57,7 +57,7 @@ struct Bucket<K, V> {
 }
 
 impl<K, V> Bucket<K, V> {
-    fn new((prefix, depth, version): (u64, u32, u32)) -> Self {
+    fn new(prefix: u64, depth: u32, version: u32) -> Self {
         Self { prefix, depth, version, bytes: 0, entries: HashTable::new() }
     }
 }
@@ -82,8 +82,7 @@ struct Buckets<K, V> {
 
 impl<K: Key, V: Data> NativeTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
-        let tiles = groups.clone().map(|group| (group_start(KeyGroup(group)), GROUP_BITS, CLEAN));
-        let buckets = Buckets::new(&groups, tiles.collect());
+        let buckets = Buckets::new(&groups, &empty_tiles(groups.clone(), GROUP_BITS));
         Self { groups, buckets, len: 0, capture: Capture::default(), unloaded: None }
     }
 
@@ -226,10 +225,10 @@ impl<K: Key, V: Data> NativeTable<K, V> {
         source: &Arc<dyn PageSource>,
     ) -> Result<(), String> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
-        let (tiles, on_disk) = tiled(self.groups.clone(), GROUP_BITS, pages)?;
-        self.buckets = Buckets::new(&self.groups, tiles);
-        on_disk.iter().for_each(|(id, entry)| self.capture.ledger.set(*id, *entry));
-        self.unloaded = Some(Unloaded::new(on_disk, source.clone()));
+        let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
+        self.buckets = Buckets::new(&self.groups, &tiles);
+        self.capture.ledger = Ledger::restored(tiles.clone());
+        self.unloaded = Some(Unloaded::new(tiles, source.clone()));
         Ok(())
     }
 
@@ -254,17 +253,20 @@ impl<K: Key, V: Data> NativeTable<K, V> {
 }
 
 impl<K: Key, V: Data> Buckets<K, V> {
-    fn new(groups: &Range<u32>, tiles: Tiles) -> Self {
-        let depth = tiles.iter().map(|tile| tile.1).max().expect("a table has buckets");
+    fn new(groups: &Range<u32>, tiles: &Tiles) -> Self {
+        let depth = tiles.iter().map(|tile| tile.depth).max().expect("a table has buckets");
         let runs = tiles.iter().zip(0..).flat_map(|(tile, number)| {
-            let run = 1 << (depth - tile.1);
+            let run = 1 << (depth - tile.depth);
             std::iter::repeat_n(number, run)
         });
         Self {
             directory: runs.collect(),
             shift: 64 - depth,
             first: (groups.start as usize) << (depth - GROUP_BITS),
-            buckets: tiles.into_iter().map(Bucket::new).collect(),
+            buckets: tiles
+                .iter()
+                .map(|tile| Bucket::new(tile.prefix, tile.depth, first_version(tile)))
+                .collect(),
         }
     }
 
@@ -297,7 +299,7 @@ impl<K: Key, V: Data> Buckets<K, V> {
         let bucket = self.bucket_mut(hash);
         bucket.depth += 1;
         bucket.bytes /= 2;
-        let mut upper = Bucket::new((middle, depth + 1, version));
+        let mut upper = Bucket::new(middle, depth + 1, version);
         upper.bytes = bucket.bytes;
         for entry in bucket.entries.extract_if(|entry| entry.hash >= middle) {
             upper.entries.insert_unique(entry.hash, entry, |entry| entry.hash);

@@ -18,7 +18,7 @@ use super::capture::{CLEAN, Capture, Pages, UNLOADED};
 use super::directory::{Directory, GROUP_BITS, group_start, hash_after};
 use super::exchange::{PageEntry, PageSource};
 use super::keyed::Cursor;
-use super::ledger::Lost;
+use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
 use super::page::{PageMut, Place, heap_bytes_of};
 use super::tiles::tiled;
@@ -50,7 +50,7 @@ pub(super) struct PagedTable<K: Key, V: Data> {
 
 impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
-        let directory = Directory::new(groups.clone(), CLEAN);
+        let directory = Directory::new(groups.clone());
         Self { directory, groups, len: 0, capture: Capture::default(), unloaded: None }
     }
 
@@ -214,10 +214,10 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         source: &Arc<dyn PageSource>,
     ) -> Result<(), String> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
-        let (tiles, on_disk) = tiled(self.groups.clone(), GROUP_BITS, pages)?;
+        let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
         self.directory = Directory::with_pages(self.groups.clone(), &tiles);
-        on_disk.iter().for_each(|(id, entry)| self.capture.ledger.set(*id, *entry));
-        self.unloaded = Some(Unloaded::new(on_disk, source.clone()));
+        self.capture.ledger = Ledger::restored(tiles.clone());
+        self.unloaded = Some(Unloaded::new(tiles, source.clone()));
         Ok(())
     }
 

@@ -16,56 +16,49 @@ use crate::frame::FrameKind;
 use crate::id::SnapshotId;
 use crate::state::PageEntry;
 
-/// A page entry, and how late it was written.
-type Dated = (PageEntry, u32);
-
-/// Of entries of one table the ones that count, by first hash: of two for the same hashes the later one.
+/// Of entries of one table, oldest first, those that count, by first hash: of two for the same hashes the
+/// later one.
 ///
 /// Ranges of pages are those of a binary tree, so two either lie apart or one holds the other. In the
 /// order of first hashes, wider ones first, those that hold an entry are a stack.
-fn newest(entries: Vec<Dated>) -> Vec<PageEntry> {
-    let entries = sorted(entries);
+fn newest(written: &[PageEntry]) -> Vec<PageEntry> {
+    let order = order(written);
+    let mut entries: Vec<PageEntry> = order.iter().map(|at| written[index_in(*at)]).collect();
     let mut counts = vec![true; entries.len()];
     let mut holding: Vec<usize> = Vec::new();
-    for (index, (entry, date)) in entries.iter().enumerate() {
-        while holding.last().is_some_and(|wider| last_hash(&entries[*wider].0) < entry.prefix) {
+    for (at, entry) in entries.iter().enumerate() {
+        while holding.last().is_some_and(|wider| last_hash(&entries[*wider]) < entry.prefix) {
             holding.pop();
         }
         for wider in &holding {
-            let older = if entries[*wider].1 > *date { index } else { *wider };
-            counts[older] = false;
+            let is_older = index_in(order[at]) < index_in(order[*wider]);
+            counts[if is_older { at } else { *wider }] = false;
         }
-        holding.push(index);
+        holding.push(at);
     }
-    let counting = entries.iter().zip(counts).filter(|(_, counts)| *counts);
-    counting.map(|((entry, _), _)| *entry).collect()
+    let mut counts = counts.into_iter();
+    entries.retain(|_| counts.next().expect("one for each"));
+    entries
 }
 
-/// By first hash, wider ones first, then by date. A restart waits for this, and a large table has hundreds
-/// of thousands of pages: so by radix, a third of the time of a comparison sort.
-fn sorted(mut entries: Vec<Dated>) -> Vec<Dated> {
-    const BITS: u32 = 11;
+/// The indices of entries in the order of first hashes, then wider ones first, then the older; above each
+/// index stand bits of its hash. A restart waits for this, and a large table has hundreds of thousands
+/// of pages: so small numbers are sorted, not entries.
+fn order(entries: &[PageEntry]) -> Vec<u64> {
     // No page is so deep that the lower half of its first hash is not zero.
-    for shift in [32, 32 + BITS, 32 + 2 * BITS] {
-        let digit = |entry: &Dated| (entry.0.prefix >> shift) as usize & ((1 << BITS) - 1);
-        let mut starts = [0_u32; (1 << BITS) + 1];
-        entries.iter().for_each(|entry| starts[digit(entry) + 1] += 1);
-        for at in 1..starts.len() {
-            starts[at] += starts[at - 1];
-        }
-        let mut out = vec![Dated::default(); entries.len()];
-        for entry in &entries {
-            let start = &mut starts[digit(entry)];
-            out[*start as usize] = *entry;
-            *start += 1;
-        }
-        entries = out;
+    let at = |(index, entry): (u32, &PageEntry)| entry.prefix | u64::from(index);
+    let mut order: Vec<u64> = (0..).zip(entries).map(at).collect();
+    order.sort_unstable();
+    for equal in order.chunk_by_mut(|one, other| one >> 32 == other >> 32) {
+        // Those of the same depth stay as they are, the older first.
+        equal.sort_by_key(|at| entries[index_in(*at)].depth);
     }
-    let same = |one: &Dated, other: &Dated| one.0.prefix == other.0.prefix;
-    for equal in entries.chunk_by_mut(same).filter(|equal| equal.len() > 1) {
-        equal.sort_unstable_by_key(|(entry, date)| (entry.depth, *date));
-    }
-    entries
+    order
+}
+
+/// The lower half of an element of [`order`].
+fn index_in(at: u64) -> usize {
+    at as u32 as usize
 }
 
 fn last_hash(entry: &PageEntry) -> u64 {
@@ -76,7 +69,7 @@ fn last_hash(entry: &PageEntry) -> u64 {
 #[derive(Default)]
 pub(super) struct Content {
     pub(super) pieces: Vec<StateEntry>,
-    /// By operator and schema.
+    /// By operator and schema; the pages of each by first hash.
     tables: BTreeMap<(String, u32), Vec<PageEntry>>,
 }
 
@@ -109,16 +102,28 @@ impl Content {
             let index = Index::read(disk, dir, snapshot, link)?;
             links.push((index.before, index.tables));
         }
-        let mut tables: BTreeMap<(String, u32), Vec<Dated>> = BTreeMap::new();
-        let oldest_first = links.into_iter().rev().flat_map(|(_, tables)| tables);
-        for (date, (operator, schema, entries)) in (0..).zip(oldest_first) {
-            let table = tables.entry((operator, schema)).or_default();
-            table.extend(entries.into_iter().map(|entry| (entry, date)));
+        let all: usize =
+            links.iter().flat_map(|(_, tables)| tables).map(|table| table.2.len()).sum();
+        let mut written: BTreeMap<(String, u32), Vec<PageEntry>> = BTreeMap::new();
+        for (operator, schema, entries) in links.into_iter().rev().flat_map(|(_, tables)| tables) {
+            let table = written.entry((operator, schema));
+            table.or_insert_with(|| Vec::with_capacity(all)).extend(entries);
         }
-        for (table, entries) in tables {
-            self.tables.entry(table).or_default().extend(newest(entries));
+        for (table, entries) in written {
+            self.add(table, newest(&entries));
         }
         Ok(())
+    }
+
+    /// Adds the pages of one part to those of the others; all are by first hash.
+    fn add(&mut self, table: (String, u32), mut pages: Vec<PageEntry>) {
+        let all = self.tables.entry(table).or_default();
+        if all.is_empty() {
+            *all = pages;
+        } else {
+            all.append(&mut pages);
+            all.sort_by_key(|page| page.prefix); // which are a few runs
+        }
     }
 }
 
@@ -197,22 +202,24 @@ mod tests {
     #[test]
     fn of_two_pages_for_the_same_hashes_the_later_counts() {
         let (half, quarter) = (1 << 63, 1 << 62);
-        let mut written = vec![
-            (entry(0, 1, 1), 0),
-            (entry(half, 1, 2), 0),
-            (entry(0, 2, 3), 1),
-            (entry(quarter, 2, 4), 1),
-            (entry(half, 1, 5), 2),
-        ];
-        let sizes = |written: &[Dated]| {
-            newest(written.to_vec()).iter().map(|entry| entry.bytes).collect::<Vec<_>>()
+        let sizes = |written: &[PageEntry]| {
+            newest(written).iter().map(|entry| entry.bytes).collect::<Vec<_>>()
         };
+        let mut written = vec![
+            entry(0, 1, 1),
+            entry(half, 1, 2),
+            entry(0, 2, 3),
+            entry(quarter, 2, 4),
+            entry(half, 1, 5),
+        ];
         assert_eq!(sizes(&written), [3, 4, 5]);
-        written.reverse();
-        assert_eq!(sizes(&written), [3, 4, 5]);
-        written.push((entry(0, 0, 6), 3));
+        written.swap(2, 3);
+        assert_eq!(sizes(&written), [3, 4, 5], "in whichever order it was handed over");
+        written.swap(1, 4);
+        assert_eq!(sizes(&written), [3, 4, 2], "the later one");
+        written.push(entry(0, 0, 6));
         assert_eq!(sizes(&written), [6], "all are of the one");
-        written.push((entry(quarter, 3, 7), 4));
+        written.push(entry(quarter, 3, 7));
         assert_eq!(sizes(&written), [7], "the rest is uncovered, which who restores it finds");
     }
 }

@@ -166,7 +166,7 @@ pub struct Skipped(layout::SlotNumber);
 pub struct Loaded {
     /// What is small, as it was handed over.
     pub pieces: Vec<StateEntry>,
-    /// Tables: operator, schema, and where their pages are.
+    /// Tables: operator, schema, and where their pages are, by first hash.
     pub pages: Vec<(String, u32, Vec<PageEntry>)>,
     /// Where pages are read from.
     pub source: Arc<dyn PageSource>,

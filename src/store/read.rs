@@ -5,6 +5,8 @@ use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hashbrown::HashMap;
+
 use super::chain::Content;
 use super::index::Link;
 use super::layout::{SlotNumber, manifest_name, segment_name};
@@ -88,16 +90,12 @@ pub(super) fn content(
 
 /// The segments that pages lie in, and where the last page in each ends.
 fn ends(content: &Content) -> BTreeMap<SegmentId, u64> {
-    let mut ends: BTreeMap<SegmentId, u64> = BTreeMap::new();
-    let mut pages = content.pages().peekable();
-    while let Some(&&PageEntry { place: Place { segment, .. }, .. }) = pages.peek() {
-        // Neighbours often lie in the same one.
-        let end = ends.entry(segment).or_default();
-        while let Some(page) = pages.next_if(|page| page.place.segment == segment) {
-            *end = (*end).max(page.place.offset.saturating_add(page.bytes.into()));
-        }
+    let mut ends: HashMap<SegmentId, u64> = HashMap::new();
+    for PageEntry { place: Place { segment, offset }, bytes, .. } in content.pages() {
+        let end = ends.entry(*segment).or_default();
+        *end = (*end).max(offset.saturating_add((*bytes).into()));
     }
-    ends
+    ends.into_iter().collect()
 }
 
 fn verify_pages(disk: &dyn Disk, path: &Path, pages: &[&PageEntry]) -> Result<()> {
