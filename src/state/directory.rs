@@ -25,7 +25,7 @@ use std::ptr::NonNull;
 use super::capture::{Pages, UNLOADED};
 use super::exchange::Chunk;
 use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max, slots_of};
-use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version};
+use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double};
 use crate::id::{KEY_GROUPS, KeyGroup};
 use crate::key::Key;
 use crate::record::Data;
@@ -176,7 +176,7 @@ impl<K: Key, V: Data> Directory<K, V> {
         let heap_capacity = heap_wanted + heap_wanted / 4;
         let bytes = PageBox::<K, V>::heap_at(homes) + heap_capacity;
         let is_large = bytes > PAGE_BYTES_MAX && slots_of(homes) > SLOTS_MIN;
-        if is_large && self.is_split_by_next_bit(hash) {
+        if is_large && self.may_deepen(header.depth) && self.is_split_by_next_bit(hash) {
             self.split(hash, version);
             return;
         }
@@ -186,12 +186,19 @@ impl<K: Key, V: Data> Directory<K, V> {
         self.put(larger, version);
     }
 
+    /// Whether a page of this depth may become two.
+    fn may_deepen(&self, depth: u32) -> bool {
+        let is_room =
+            depth < 64 - self.shift || may_double(self.entries.len(), self.next_id as usize);
+        depth < DEPTH_MAX && is_room
+    }
+
     /// Whether the bit behind the prefix tells some entries of the page from others.
     fn is_split_by_next_bit(&self, hash: u64) -> bool {
         let page = self.page(hash);
         let depth = page.header().depth;
         let ones = page.live().filter(|index| bit(page.hash_at(*index), depth) == 1).count();
-        depth < DEPTH_MAX && ones > 0 && ones < page.len()
+        ones > 0 && ones < page.len()
     }
 
     /// Replaces a page by two that cover half its hashes each.

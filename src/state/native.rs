@@ -23,7 +23,7 @@ use super::exchange::{Chunk, PageEntry, PageSource};
 use super::keyed::Cursor;
 use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
-use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, tiled};
+use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double, tiled};
 use super::{Drained, StateWriter};
 use crate::config::ENTRY_BYTES_MAX;
 use crate::error::Error;
@@ -291,6 +291,9 @@ impl<K: Key, V: Data> Buckets<K, V> {
             return None;
         }
         if depth == 64 - self.shift {
+            if !may_double(self.directory.len(), self.buckets.len()) {
+                return None;
+            }
             self.directory = self.directory.iter().flat_map(|number| [*number; 2]).collect();
             self.shift -= 1;
             self.first *= 2;

@@ -344,6 +344,33 @@ fn keys_of_one_hash_are_slow_but_right() {
     }
 }
 
+/// A key whose hash shares its first bits with that of many others.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Crowded(u64);
+
+impl Key for Crowded {
+    fn key_hash(&self) -> u64 {
+        self.0 << 40
+    }
+}
+
+#[test]
+fn chosen_keys_do_not_make_a_table_take_memory_by_the_gigabyte() {
+    let mut table = KeyedTable::<Crowded, [u64; 4]>::new(0..128);
+    let mut words = KeyedTable::<Crowded, String>::new(0..128);
+    for k in 0..2000 {
+        let key = Crowded(k);
+        table.upsert(key.key_hash(), &key, || [k; 4]);
+        words.upsert(key.key_hash(), &key, || k.to_string());
+    }
+    let bytes = [table.memory_bytes(), words.memory_bytes()];
+    assert!(bytes.iter().all(|bytes| *bytes < 4 << 20), "{bytes:?} bytes");
+    for k in 0..2000 {
+        assert_eq!(table.get(Crowded(k).key_hash(), &Crowded(k)), Some(&[k; 4]));
+        assert_eq!(words.get(Crowded(k).key_hash(), &Crowded(k)), Some(&k.to_string()));
+    }
+}
+
 #[test]
 #[should_panic(expected = "index out of bounds")]
 fn a_key_of_another_task_is_refused() {

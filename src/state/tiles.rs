@@ -7,9 +7,21 @@ use super::directory::group_start;
 use super::exchange::PageEntry;
 use crate::id::KeyGroup;
 
-/// Deepest page; there, or where the next bit tells no keys apart, a page outgrows its bound.
-/// Only a hash that is not well mixed comes here.
+/// Deepest page; there, or where the next bit tells no keys apart, or where the directory may not
+/// double, a page outgrows its bound. Only a hash that is not well mixed comes here, or keys that somebody
+/// has chosen.
 pub(super) const DEPTH_MAX: u32 = 32;
+
+/// Entries of a directory that every table may have, and for each of its pages. Of well-mixed hashes the
+/// deepest page is two or three bits deeper than most.
+const DIRECTORY_MIN: usize = 1 << 16;
+const DIRECTORY_PER_PAGE: usize = 64;
+
+/// Whether a directory of so many entries may double, for so many pages: a few keys of equal first bits
+/// must not take memory by the gigabyte.
+pub(super) fn may_double(entries: usize, pages: usize) -> bool {
+    2 * entries <= (DIRECTORY_PER_PAGE * pages).max(DIRECTORY_MIN)
+}
 
 /// The pages of a table, in order: the place of each in the list is its number. A page of no bytes is
 /// nowhere on disk, and empty.

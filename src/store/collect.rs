@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 
 use super::Store;
 use super::layout::{manifest_name, refused, segment_name};
+use super::segment::Known;
 use super::slots::Kept;
 use crate::error::Result;
 use crate::id::{SegmentId, SnapshotId};
@@ -26,7 +27,7 @@ impl Store {
         let (mut removed, mut result) = (self.remove_slots_beyond_retention()?, Ok(()));
         for (segment, bytes) in self.unneeded() {
             let mut table = self.directory.table();
-            if table.keeps_free(bytes) {
+            if let Some(bytes) = bytes.filter(|bytes| table.keeps_free(*bytes)) {
                 table.segments.remove(&segment);
                 table.free.push((segment, bytes));
                 continue;
@@ -77,13 +78,14 @@ impl Store {
         }
     }
 
-    fn unneeded(&self) -> Vec<(SegmentId, u64)> {
+    fn unneeded(&self) -> Vec<(SegmentId, Option<u64>)> {
         let committed = self.slots.newest().unwrap_or(SnapshotId(0));
         let table = self.directory.table();
         let unneeded = table.segments.iter().filter(|(_, known)| {
             known.manifests == 0 && !known.pinned && known.usage.is_released(committed)
         });
-        unneeded.map(|(segment, known)| (*segment, known.capacity_bytes)).collect()
+        let reusable = |known: &Known| known.usage.is_sound().then_some(known.capacity_bytes);
+        unneeded.map(|(segment, known)| (*segment, reusable(known))).collect()
     }
 
     fn remove(&self, name: &str) -> Result<()> {

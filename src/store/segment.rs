@@ -67,6 +67,8 @@ pub(super) struct Usage {
     live: AtomicBool,
     /// Highest snapshot that something was written for; 0 for none of this process.
     last_snapshot: AtomicU64,
+    /// A write to it, or its sync, has failed.
+    failed: AtomicBool,
 }
 
 impl Usage {
@@ -74,6 +76,11 @@ impl Usage {
     pub(super) fn note(&self, snapshot: SnapshotId) {
         // Release pairs with `is_released`: who sees the segment closed sees this id too.
         self.last_snapshot.fetch_max(snapshot.0, Ordering::Release);
+    }
+
+    /// The file is not to be used again: what the system holds of it may not be what the disk does.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
     }
 
     fn close(&self) {
@@ -84,6 +91,11 @@ impl Usage {
     pub(super) fn is_released(&self, committed: SnapshotId) -> bool {
         !self.live.load(Ordering::Acquire)
             && self.last_snapshot.load(Ordering::Acquire) <= committed.0
+    }
+
+    /// Whether it may serve under another number once nothing needs it.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.failed.load(Ordering::Acquire)
     }
 }
 

@@ -432,6 +432,7 @@ impl Stream {
         self.tail = None;
         self.dead.extend(self.left.drain(..).map(|left| left.segment));
         self.dead.extend(self.segment.take());
+        self.dead.iter().for_each(|segment| segment.usage.fail());
         if self.in_flight.is_empty() {
             self.dead.clear();
         }

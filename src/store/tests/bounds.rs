@@ -106,9 +106,17 @@ fn after_a_failed_sync_the_segment_takes_no_further_part() {
         disk.set_faults(Faults::default());
         let lost = running.writers[0].take_lost();
         running.books[0].lose(&lost);
-        let next = running.write(SnapshotId(4)).unwrap().remove(0);
-        assert_ne!(next.segment, good.segment);
-        assert_eq!(next.links, 0, "nothing is built on what failed");
+        let parts = running.write(SnapshotId(4)).unwrap();
+        assert_ne!(parts[0].segment, good.segment);
+        assert_eq!(parts[0].links, 0, "nothing is built on what failed");
+        running.store.commit(&running.manifest(SnapshotId(4), parts)).unwrap();
+        running.snapshots(6);
+        let table = running.store.directory.table();
+        let failed = SegmentId(good.segment);
+        assert!(!table.segments.contains_key(&failed), "nothing needs it any more");
+        let again = table.free.iter().any(|(segment, _)| *segment == failed);
+        assert!(!again, "a file whose write failed is not used again");
+        drop(table);
         disk.crash();
     }
 }
