@@ -350,7 +350,7 @@ struct Crowded(u64);
 
 impl Key for Crowded {
     fn key_hash(&self) -> u64 {
-        self.0 << 40
+        self.0 << 33
     }
 }
 
@@ -358,14 +358,16 @@ impl Key for Crowded {
 fn chosen_keys_do_not_make_a_table_take_memory_by_the_gigabyte() {
     let mut table = KeyedTable::<Crowded, [u64; 4]>::new(0..128);
     let mut words = KeyedTable::<Crowded, String>::new(0..128);
-    for k in 0..2000 {
+    // One key on the other side of each bit that the others share, and then those.
+    let keys = || (11..31).map(|bit| 1 << bit).chain(0..2000);
+    for k in keys() {
         let key = Crowded(k);
         table.upsert(key.key_hash(), &key, || [k; 4]);
         words.upsert(key.key_hash(), &key, || k.to_string());
     }
     let bytes = [table.memory_bytes(), words.memory_bytes()];
     assert!(bytes.iter().all(|bytes| *bytes < 4 << 20), "{bytes:?} bytes");
-    for k in 0..2000 {
+    for k in keys() {
         assert_eq!(table.get(Crowded(k).key_hash(), &Crowded(k)), Some(&[k; 4]));
         assert_eq!(words.get(Crowded(k).key_hash(), &Crowded(k)), Some(&k.to_string()));
     }
