@@ -314,7 +314,7 @@ fn while_the_disk_is_at_work_for_an_input_it_is_looked_at_soon() {
     while pull(&mut bench) != Pulled::Nothing || bench.inbox.inputs[0].backlog.is_moving() {}
     bench.barrier(1, ONE);
     while pull(&mut bench) != Pulled::Barrier(ONE) {}
-    while !bench.inbox.inputs[0].backlog.is_empty() || bench.inbox.inputs[0].ring.len() > 0 {
+    while !bench.inbox.inputs[0].backlog.is_empty() || !bench.inbox.inputs[0].ring.is_empty() {
         pull(&mut bench);
     }
     assert_eq!(bench.taken(), (0..sent).collect::<Vec<_>>());
