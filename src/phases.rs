@@ -30,10 +30,13 @@ pub struct Phases {
     pub commit_ns: u64,
     /// Bytes that were written.
     pub written_bytes: u64,
+    /// Bytes of the pages that had changed since the snapshot before; the rest of what was written lists
+    /// them, holds small state, or is pages that are written again to empty an old segment.
+    pub changed_bytes: u64,
 }
 
 /// How many values a [`Phases`] has.
-const VALUES: usize = 8;
+const VALUES: usize = 9;
 
 impl Phases {
     /// Its values with their names, in order.
@@ -48,6 +51,7 @@ impl Phases {
             ("sync_ns", self.sync_ns),
             ("commit_ns", self.commit_ns),
             ("written_bytes", self.written_bytes),
+            ("changed_bytes", self.changed_bytes),
         ]
     }
 
@@ -63,6 +67,7 @@ impl Phases {
             sync_ns: self.sync_ns.max(other.sync_ns),
             commit_ns: self.commit_ns.max(other.commit_ns),
             written_bytes: self.written_bytes + other.written_bytes,
+            changed_bytes: self.changed_bytes + other.changed_bytes,
         }
     }
 }
@@ -97,9 +102,14 @@ mod tests {
 
     #[test]
     fn the_longest_counts_and_bytes_add_up() {
-        let one = Phases { drain_ns: 7, sync_ns: 1, written_bytes: 10, ..Phases::default() };
-        let other = Phases { drain_ns: 3, sync_ns: 2, written_bytes: 5, ..Phases::default() };
-        let both = Phases { drain_ns: 7, sync_ns: 2, written_bytes: 15, ..Phases::default() };
+        let phases = |drain_ns, sync_ns, written_bytes, changed_bytes| Phases {
+            drain_ns,
+            sync_ns,
+            written_bytes,
+            changed_bytes,
+            ..Phases::default()
+        };
+        let (one, other, both) = (phases(7, 1, 10, 4), phases(3, 2, 5, 3), phases(7, 2, 15, 7));
         assert_eq!(one.joined(other), both);
         let mut histograms = PhaseHistograms::default();
         histograms.record(&both);

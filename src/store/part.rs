@@ -99,10 +99,14 @@ impl Part {
     /// No more is written again than was written anew, or little: a snapshot takes at most twice what
     /// changed.
     pub(super) fn may_rewrite(&mut self, bytes: u64) -> bool {
-        let changed_bytes = self.chunk_bytes.saturating_sub(self.rewritten_bytes);
-        let may = self.rewritten_bytes + bytes <= changed_bytes.max(REWRITE_BYTES_MIN);
+        let may = self.rewritten_bytes + bytes <= self.changed_bytes().max(REWRITE_BYTES_MIN);
         self.rewritten_bytes += if may { bytes } else { 0 };
         may
+    }
+
+    /// Bytes of pages that had changed.
+    pub(super) fn changed_bytes(&self) -> u64 {
+        self.chunk_bytes.saturating_sub(self.rewritten_bytes)
     }
 
     pub(super) fn is_empty(&self) -> bool {

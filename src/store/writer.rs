@@ -48,6 +48,8 @@ pub struct Written {
     pub sync_ns: u64,
     /// Bytes written for it: pages and index.
     pub written_bytes: u64,
+    /// Bytes of the pages in it that had changed.
+    pub changed_bytes: u64,
 }
 
 /// Writes the parts of one worker.
@@ -381,7 +383,9 @@ impl PartWriter {
         let sealing_ns = sealing.unwrap_or(now_ns);
         let result = result.map_err(|reason| Error::Snapshot { snapshot, reason });
         let (write_ns, sync_ns) = (sealing_ns - finished_ns, now_ns - sealing_ns);
-        self.finished.push(Written { snapshot, result, write_ns, sync_ns, written_bytes });
+        let changed_bytes = part.changed_bytes();
+        let written = Written { snapshot, result, write_ns, sync_ns, written_bytes, changed_bytes };
+        self.finished.push(written);
     }
 
     /// Parts that go on from this base or an earlier one cannot become durable, but for one whose

@@ -287,14 +287,21 @@ impl Shares {
     pub fn poll(&mut self, tasks: &mut [Task]) -> Result<bool> {
         let done = self.parts.poll();
         let worked = !done.is_empty();
-        for Written { snapshot, result, write_ns, sync_ns, written_bytes } in done {
+        for written in done {
+            let Written { snapshot, result, write_ns, sync_ns, written_bytes, changed_bytes } =
+                written;
             match result {
                 Ok(part) => {
                     let mut at = self.writing.iter_mut().filter(|w| w.snapshot == snapshot);
                     if let Some(writing) = at.next() {
                         writing.part = Some(part);
-                        writing.phases =
-                            Phases { write_ns, sync_ns, written_bytes, ..writing.phases };
+                        writing.phases = Phases {
+                            write_ns,
+                            sync_ns,
+                            written_bytes,
+                            changed_bytes,
+                            ..writing.phases
+                        };
                     }
                 }
                 Err(error) => self.fail(tasks, snapshot, error.to_string())?,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 use tidegate::engine::Report;
 
@@ -39,16 +40,20 @@ pub struct WrittenBytes {
     max: Option<u64>,
     /// Of all snapshots that were completed, to three digits.
     total: u64,
+    /// Of the pages that had changed, likewise.
+    changed_total: u64,
 }
 
 impl WrittenBytes {
     /// Those of `report`.
     pub fn of(report: &Report) -> Self {
-        let named = report.phases.named().find(|(name, _)| *name == "written_bytes");
-        let (_, histogram) = named.expect("it is one of the values of a snapshot");
-        let at = |share: f64| (!histogram.is_empty()).then(|| histogram.value_at_quantile(share));
-        let total = histogram.mean() * histogram.len() as f64;
-        Self { p50: at(0.5), p99: at(0.99), max: at(1.0), total: total as u64 }
+        let named = |wanted| report.phases.named().find(|(name, _)| *name == wanted);
+        let histogram = |wanted| named(wanted).expect("it is one of the values of a snapshot").1;
+        let total = |histogram: &Histogram<u64>| histogram.mean() * histogram.len() as f64;
+        let (written, changed) = (histogram("written_bytes"), histogram("changed_bytes"));
+        let at = |share: f64| (!written.is_empty()).then(|| written.value_at_quantile(share));
+        let (total, changed_total) = (total(written) as u64, total(changed) as u64);
+        Self { p50: at(0.5), p99: at(0.99), max: at(1.0), total, changed_total }
     }
 
     /// A line for a person; empty where there were no snapshots.
