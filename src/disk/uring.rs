@@ -198,11 +198,14 @@ impl Slot {
                     .build()
                     .user_data(transfer_data);
                 self.synced = false;
+                // Never in the submitter's own time: ext4 waits there for its lock on the file's extents,
+                // up to a third of a second while a journal is being written (perf/0004).
+                let flags = squeue::Flags::ASYNC;
                 if *sync && last {
-                    let write = write.flags(squeue::Flags::IO_LINK);
+                    let write = write.flags(flags | squeue::Flags::IO_LINK);
                     [Some(write), Some(sync_entry(file, sync_data))]
                 } else {
-                    [Some(write), None]
+                    [Some(write.flags(flags)), None]
                 }
             }
             Operation::Read { file, offset, buffer } => {
