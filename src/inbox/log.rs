@@ -12,8 +12,11 @@
 //! operator that is keyed, the later one may have come first. It takes three things together: a task that
 //! begins with an operator that is not keyed, behind a `union` or at the entrance of a loop; records in
 //! transit to it at the cut, which only a timed snapshot or a loop has; and another number of tasks. None of
-//! them is refused: nothing is lost or doubled, and where the order within a key matters the remedy is to key
+//! them is refused: nothing is lost or doubled (but on a broadcast edge, see below), and where the order within a key matters the remedy is to key
 //! before the `union`, or to go on once with the same number and take the next snapshot aligned.
+//!
+//! A known fault: what was in transit on a broadcast edge belongs to every task. On more tasks the new ones miss
+//! it, on fewer one handles it twice.
 //!
 //! Invariants
 //! - The records of one input keep their order, also of different keys, and also when the log is shared
