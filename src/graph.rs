@@ -22,7 +22,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::id::{KEY_GROUPS, SnapshotId};
-use crate::inbox::{GroupOf, Inbox, Input, Log, Setting};
+use crate::inbox::{Inbox, Input, Log, Setting, Share};
 use crate::loops::{Link, Loops};
 use crate::operator::sink::AnySink;
 use crate::operator::source::ReaderContext;
@@ -115,8 +115,10 @@ pub struct RingEnd {
     pub kind: InputKind,
     /// Whether the edge lies inside a loop.
     pub inside: bool,
-    /// The [`GroupOf`] of a keyed edge.
+    /// The [`Share`] of a keyed edge.
     pub group_of: Option<Erased>,
+    /// Whether each record goes to every task.
+    pub to_each: bool,
     /// Where its records are set aside on disk.
     pub place: Option<Place>,
 }
@@ -138,14 +140,15 @@ pub fn inbox_head<T: Record>(
     stage: Erased,
 ) -> Box<dyn Head> {
     let HeadContext { setting, limits, copy } = context;
-    let (mut inputs, mut groups) = (Vec::new(), Vec::new());
-    for RingEnd { consumer, kind, inside, group_of, place } in ends {
+    let (mut inputs, mut shares) = (Vec::new(), Vec::new());
+    for RingEnd { consumer, kind, inside, group_of, to_each, place } in ends {
         let (ring, backlog) = (unerase::<Consumer<T>>(consumer), Backlog::new(limits, place));
         inputs.push(Input { ring, kind, inside, backlog, unlogged: false });
-        groups.push(group_of.and_then(unerase::<GroupOf<T>>));
+        let other = if to_each { Share::Each } else { Share::Any };
+        shares.push(group_of.map_or(other, unerase::<Share<T>>));
     }
     let log = format!("{}{LOG_SUFFIX}", setting.operator);
-    let inbox = Inbox::new(inputs, Log::new(copy, groups), setting);
+    let inbox = Inbox::new(inputs, Log::new(copy, shares), setting);
     Box::new(InboxHead { inbox, stage: unerase::<Box<dyn Stage<T>>>(stage), log })
 }
 
@@ -191,7 +194,7 @@ pub enum Partition {
 /// count of the loop it lies inside.
 pub type MakeOutbox = Arc<dyn Fn(Vec<Erased>, Probe, Option<Arc<Flight>>) -> Erased>;
 
-/// Makes the [`GroupOf`] of a keyed edge.
+/// Makes the [`Share`] of a keyed edge.
 pub type MakeGroupOf = Arc<dyn Fn() -> Erased>;
 
 /// The [`MakeOutbox`] for records of type `T`.

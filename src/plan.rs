@@ -384,6 +384,7 @@ impl Builder<'_> {
                     kind: if back_edge { InputKind::BackEdge } else { InputKind::Regular },
                     inside: loops.is_inside(edge.from, edge.to),
                     group_of: edge.group_of.as_ref().map(|group_of| group_of()),
+                    to_each: edge.partition == Partition::Broadcast,
                     place,
                 });
             }

@@ -32,7 +32,7 @@ use crate::graph::{
     TaskContext, inbox_head, make_outbox, unerase,
 };
 use crate::id::KeyGroup;
-use crate::inbox::GroupOf;
+use crate::inbox::Share;
 use crate::key::Key;
 use crate::operator::keyed::{
     Aggregate, AtEnd, ByReference, ByValue, EachUpdate, Fold, Keyed, Reduce, Select,
@@ -459,9 +459,8 @@ impl<T: Record, S: Select<T>, M> KeyedStream<T, S, M> {
         let of_key = select.clone();
         let group_of: MakeGroupOf = Arc::new(move || {
             let mut select = of_key.clone();
-            let group_of: GroupOf<T> =
-                Some(Box::new(move |record| KeyGroup::of_hash(select.with(record, Key::key_hash))));
-            Box::new(group_of)
+            let group = move |record: &T| KeyGroup::of_hash(select.with(record, Key::key_hash));
+            Box::new(Share::Group(Box::new(group)))
         });
         let stream = stream.spread(Partition::Hash, outbox, Some(group_of));
         let stream = stream.add_one(name, kind, move |context, next| {

@@ -6,17 +6,17 @@
 //!
 //! On another number of tasks a log is shared out anew, each record to one task. That of an input which is
 //! partitioned by key goes by key group, as the state does: a key's records stay in order, and before those
-//! that follow. Other inputs (forward, rebalanced, broadcast) have no key here: the log of task i goes as a
+//! that follow. Other inputs (forward, rebalanced) have no key here: the log of task i goes as a
 //! whole to task i modulo the new number. Its order stays, but a later record of the same key, which some
 //! operator upstream owns by key, may take its way through another task. If they meet again, at the next
 //! operator that is keyed, the later one may have come first. It takes three things together: a task that
 //! begins with an operator that is not keyed, behind a `union` or at the entrance of a loop; records in
 //! transit to it at the cut, which only a timed snapshot or a loop has; and another number of tasks. None of
-//! them is refused: nothing is lost or doubled (but on a broadcast edge, see below), and where the order within a key matters the remedy is to key
+//! them is refused: nothing is lost or doubled, and where the order within a key matters the remedy is to key
 //! before the `union`, or to go on once with the same number and take the next snapshot aligned.
 //!
-//! A known fault: what was in transit on a broadcast edge belongs to every task. On more tasks the new ones miss
-//! it, on fewer one handles it twice.
+//! What was in transit on a broadcast edge belongs to every task, and some had handled it before the cut while
+//! others had not: no way to share it out to another number of tasks is right, and it is refused.
 //!
 //! Invariants
 //! - The records of one input keep their order, also of different keys, and also when the log is shared
@@ -33,8 +33,15 @@ use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
 use crate::record::{Buffer, Data, Record};
 use crate::state::{Drained, OperatorState, SCHEMA_LOG, StateWriter};
 
-/// Which key group a record of one input belongs to; `None` where any task may take it.
-pub type GroupOf<T> = Option<Box<dyn FnMut(&T) -> KeyGroup + Send>>;
+/// Which task the records of one input belong to.
+pub enum Share<T> {
+    /// Any task may take them.
+    Any,
+    /// The owner of the key group that this says.
+    Group(Box<dyn FnMut(&T) -> KeyGroup + Send>),
+    /// Every task has a copy of its own.
+    Each,
+}
 
 /// Which copy of its operator a task is: (subtask, parallelism).
 pub type Copy = (usize, usize);
@@ -43,7 +50,7 @@ pub type Copy = (usize, usize);
 pub struct Log<T> {
     copy: Copy,
     /// By input.
-    group_of: Vec<GroupOf<T>>,
+    shares: Vec<Share<T>>,
     /// Oldest first: at most the one being drained and the one being written.
     open: VecDeque<Snapshot<T>>,
     restored: Vec<T>,
@@ -70,15 +77,15 @@ struct Snapshot<T> {
 impl<T: Record> Log<T> {
     /// For the task that is this copy of its operator, with these inputs.
     #[must_use]
-    pub fn new(copy: Copy, group_of: Vec<GroupOf<T>>) -> Self {
+    pub fn new(copy: Copy, shares: Vec<Share<T>>) -> Self {
         let (open, restored, replay) = (VecDeque::new(), Vec::new(), Buffer::with_capacity(0));
-        Self { copy, group_of, open, restored, replay, logged: 0, failed: 0 }
+        Self { copy, shares, open, restored, replay, logged: 0, failed: 0 }
     }
 
     /// Begins the log of `snapshot`, whose trigger has come.
     pub fn begin(&mut self, snapshot: SnapshotId) {
         self.open.retain(|open| open.marked);
-        let records = self.group_of.iter().map(|_| Vec::new()).collect();
+        let records = self.shares.iter().map(|_| Vec::new()).collect();
         self.open.push_back(Snapshot {
             id: snapshot,
             records,
@@ -148,22 +155,33 @@ impl<T: Record> Log<T> {
         self.restored.len()
     }
 
-    /// The records of one input as a piece: how many have a key group (all or none), which, and the
-    /// records.
+    /// The records of one input as a piece: to how many tasks each of them went, if each has a copy, or
+    /// 0; how many have a key group (all or none), which; and the records.
     fn piece(&mut self, input: usize, records: &Vec<T>) -> Result<Vec<u8>, String> {
-        let group_of = self.group_of[input].as_mut();
-        let groups: Vec<u8> = group_of.map_or_else(Vec::new, |group_of| {
-            records.iter().map(|record| group_of(record).0 as u8).collect()
-        });
+        let (tasks, groups): (usize, Vec<u8>) = match &mut self.shares[input] {
+            Share::Any => (0, Vec::new()),
+            Share::Group(group_of) => (0, records.iter().map(|r| group_of(r).0 as u8).collect()),
+            Share::Each => (self.copy.1, Vec::new()),
+        };
         let archive = records.to_archive().map_err(|error| error.to_string())?;
-        Ok([&(groups.len() as u64).to_le_bytes(), &groups[..], &archive[..]].concat())
+        let [tasks, count] = [tasks, groups.len()].map(|number| (number as u64).to_le_bytes());
+        Ok([&tasks, &count, &groups[..], &archive[..]].concat())
     }
 }
 
-/// Key groups, none or one for each record, and records of a [`piece`](Log::piece).
-pub(super) fn in_piece<T: Record>(bytes: &[u8]) -> Result<(Vec<KeyGroup>, Vec<T>), String> {
+/// What is in a [`piece`](Log::piece).
+pub(super) struct Piece<T> {
+    /// How many tasks have a copy of each record; 0: it is the only one.
+    tasks: u64,
+    /// None, or one for each record.
+    groups: Vec<KeyGroup>,
+    pub(super) records: Vec<T>,
+}
+
+pub(super) fn in_piece<T: Record>(bytes: &[u8]) -> Result<Piece<T>, String> {
     let none = "logged records that are none";
-    let (count, rest) = bytes.split_first_chunk().ok_or(none)?;
+    let (tasks, rest) = bytes.split_first_chunk().ok_or(none)?;
+    let (count, rest) = rest.split_first_chunk().ok_or(none)?;
     let count = usize::try_from(u64::from_le_bytes(*count)).map_err(|_| none)?;
     let (groups, archive) = rest.split_at_checked(count).ok_or(none)?;
     let records = Vec::<T>::from_archive(archive).map_err(|error| format!("{none}: {error}"))?;
@@ -172,7 +190,7 @@ pub(super) fn in_piece<T: Record>(bytes: &[u8]) -> Result<(Vec<KeyGroup>, Vec<T>
     if !is_known || (count > 0 && count != records.len()) {
         return Err(format!("{none}: {count} key groups for {} records", records.len()));
     }
-    Ok((groups, records))
+    Ok(Piece { tasks: u64::from_le_bytes(*tasks), groups, records })
 }
 
 impl<T: Record> OperatorState for Log<T> {
@@ -221,7 +239,13 @@ impl<T: Record> OperatorState for Log<T> {
         };
         // Shown to every task. Those without a key are shared out in turn.
         let (subtask, parallelism) = self.copy;
-        let (groups, records) = in_piece::<T>(bytes)?;
+        let Piece { tasks, groups, records } = in_piece::<T>(bytes)?;
+        if tasks > 0 && tasks != parallelism as u64 {
+            return Err(format!(
+                "records were in transit to each of {tasks} tasks, and {parallelism} tasks cannot share \
+                 them: go on with as many workers as before, or from a snapshot of mode abs"
+            ));
+        }
         if groups.is_empty() {
             let is_mine = of as usize % parallelism == subtask;
             self.restored.extend(records.into_iter().filter(|_| is_mine));
@@ -242,9 +266,8 @@ mod tests {
     const ONE: SnapshotId = SnapshotId(1);
 
     fn by_key(copy: Copy) -> Log<String> {
-        let group: GroupOf<String> =
-            Some(Box::new(|word: &String| KeyGroup(u32::from(word.as_bytes()[0] & 127))));
-        Log::new(copy, vec![group, None])
+        let group = |word: &String| KeyGroup(u32::from(word.as_bytes()[0] & 127));
+        Log::new(copy, vec![Share::Group(Box::new(group)), Share::Any])
     }
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -293,9 +316,36 @@ mod tests {
         }
     }
 
+    /// On more tasks the new ones missed it, on fewer one of them handled it twice.
+    #[test]
+    fn what_went_to_each_task_comes_back_to_each_and_to_no_other_number_of_them() {
+        let mut pieces = Pieces::default();
+        let log = |subtask, tasks| Log::<String>::new((subtask, tasks), vec![Share::Each]);
+        for (subtask, word) in [(0, "late"), (1, "later")] {
+            let mut log = log(subtask, 2);
+            log.begin(ONE);
+            log.mark(ONE);
+            log.append(0, &words(&[word]));
+            log.seal();
+            assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        }
+        for (subtask, word) in [(0, "late"), (1, "later")] {
+            let mut log = log(subtask, 2);
+            for (slot, schema, bytes) in &pieces.0 {
+                log.restore(*slot, *schema, bytes).unwrap();
+            }
+            assert_eq!(handled(&mut log), [word]);
+        }
+        for tasks in [1, 3] {
+            let (slot, schema, bytes) = &pieces.0[0];
+            let refused = log(0, tasks).restore(*slot, *schema, bytes).unwrap_err();
+            assert!(refused.contains("each of 2 tasks"), "{refused}");
+        }
+    }
+
     #[test]
     fn a_log_above_its_bound_fails_its_snapshot_and_not_the_next() {
-        let mut log = Log::<[u64; 1 << 10]>::new((0, 1), vec![None]);
+        let mut log = Log::<[u64; 1 << 10]>::new((0, 1), vec![Share::Any]);
         let block = vec![[7; 1 << 10]; 128];
         log.begin(ONE);
         log.mark(ONE);
@@ -336,7 +386,8 @@ mod tests {
         let mut log = by_key((0, 1));
         assert!(log.restore(StateSlot::Split(0), SCHEMA_LOG, &[]).is_err());
         assert!(log.restore(StateSlot::Task(0), 1, &[]).unwrap_err().contains("schema 1"));
-        for bytes in [&[1; 7][..], &[1; 40], &[0xFF; 40], &[1, 0, 0, 0, 0, 0, 0, 0, 200]] {
+        let count = |count: u64, group: u8| [&[0; 8], &count.to_le_bytes()[..], &[group]].concat();
+        for bytes in [&[1; 7][..], &[1; 40], &[0xFF; 40], &count(1, 200), &count(u64::MAX, 1)] {
             assert!(log.restore(StateSlot::Task(0), SCHEMA_LOG, bytes).is_err(), "{bytes:?}");
         }
     }

@@ -46,7 +46,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 
 use self::timed::Timed;
-pub use log::{GroupOf, Log};
+pub use log::{Log, Share};
 
 use crate::align::{Aligner, Arrival, InputKind, ProtocolError, Verdict};
 use crate::channel::{Consumer, Polled};
@@ -183,7 +183,7 @@ impl<T: Record> Inbox<T> {
     /// Reads `rings` of a graph without loops, and sets nothing aside.
     #[must_use]
     pub fn acyclic(rings: Vec<Consumer<T>>, captured: SnapshotId) -> Self {
-        let log = Log::new((0, 1), rings.iter().map(|_| None).collect());
+        let log = Log::new((0, 1), rings.iter().map(|_| Share::Any).collect());
         let (kind, inside, unlogged) = (InputKind::Regular, false, false);
         let limits = Limits { memory_bytes: 0, disk_bytes: 0 };
         let input = |ring| {

@@ -61,7 +61,7 @@ fn bench(kinds: &[InputKind], mode: Mode, memory_bytes: usize) -> Bench {
         inputs.push(Input { ring, kind, inside, backlog, unlogged: false });
         senders.push(sender);
     }
-    let log = Log::new((0, 1), kinds.iter().map(|_| None).collect());
+    let log = Log::new((0, 1), kinds.iter().map(|_| Share::Any).collect());
     let flight = kinds.contains(&InputKind::BackEdge).then(|| Arc::new(Flight::new(1)));
     let setting = Setting {
         operator: "again".into(),
@@ -115,7 +115,7 @@ impl Bench {
     fn logged(&mut self) -> (Drained, Vec<u64>) {
         let mut pieces = Pieces::default();
         let drained = self.inbox.log().drain(1, &mut pieces).unwrap();
-        let records = pieces.0.iter().flat_map(|piece| in_piece::<u64>(&piece.2).unwrap().1);
+        let records = pieces.0.iter().flat_map(|piece| in_piece::<u64>(&piece.2).unwrap().records);
         (drained, records.collect())
     }
 }

@@ -191,4 +191,4 @@ pub trait StateWriter {
 /// Schema of a piece: one archived value.
 pub const SCHEMA_VALUE: u32 = Schema { layout: Layout::Value, version: 1 }.word();
 /// Schema of a piece: records that were in transit.
-pub const SCHEMA_LOG: u32 = Schema { layout: Layout::Log, version: 2 }.word();
+pub const SCHEMA_LOG: u32 = Schema { layout: Layout::Log, version: 3 }.word();
