@@ -42,7 +42,7 @@ use crate::phases::{PhaseHistograms, Phases};
 use crate::plan::{Instance, Plan};
 use crate::spill::remove_leftovers;
 use crate::store::{
-    JobIdentity, Loaded, MANIFEST_FORMAT, Manifest, OperatorEntry, StateEntry, Store,
+    JobIdentity, Loaded, MANIFEST_FORMAT, Manifest, OperatorEntry, SPILL, StateEntry, Store,
 };
 use crate::task::Task;
 use crate::worker::{Command, Event, Share, Worker};

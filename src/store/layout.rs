@@ -12,13 +12,15 @@ use crate::id::SegmentId;
 pub(super) const LOCK: &str = "LOCK";
 pub(super) const JOB: &str = "JOB";
 pub(super) const GENERATION: &str = "GENERATION";
+/// Directory for records that inputs set aside, where the user names no other. Not the store's.
+pub(crate) const SPILL: &str = "spill";
 const TEMPORARY: &str = ".tmp";
 const PASSED_OVER: &str = ".passed-over";
 
 /// What a file is, told from its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
-    /// LOCK, JOB or GENERATION.
+    /// LOCK, JOB, GENERATION or the directory SPILL.
     Fixed,
     /// A slot that holds a manifest.
     Manifest(SlotNumber),
@@ -42,7 +44,7 @@ impl Name {
                 Self::Segment(_) | Self::Temporary | Self::Foreign => Self::Foreign,
             };
         }
-        if [LOCK, JOB, GENERATION].contains(&name) {
+        if [LOCK, JOB, GENERATION, SPILL].contains(&name) {
             return Self::Fixed;
         }
         if is_passed_over(name) {

@@ -98,7 +98,8 @@ impl Manifest {
     /// Bytes of state: of the indices, which hold what is small, and of all pages.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.bytes + part.page_bytes).sum()
+        let bytes = self.parts.iter().flat_map(|part| [part.bytes, part.page_bytes]);
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// Every segment that it needs, each once.

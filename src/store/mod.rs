@@ -85,6 +85,7 @@ use crate::id::{SnapshotId, StateSlot};
 use crate::state::{PageEntry, PageSource};
 
 pub use inspect::{Condition, Report, SnapshotInfo, list, show, verify};
+pub(crate) use layout::SPILL;
 pub use manifest::{JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef};
 pub use writer::{PARTS_MAX, PartWriter, Written};
 

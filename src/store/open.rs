@@ -111,7 +111,7 @@ pub(super) fn open(
                 limits.segment_bytes,
                 limits.segment_bytes_max.max(limits.segment_bytes),
             ),
-            next_segment: AtomicU32::new(last_segment.map_or(0, |last| last + 1)),
+            next_segment: AtomicU32::new(last_segment.map_or(0, |last| last.saturating_add(1))),
             table: Mutex::new(table),
         }),
     };
@@ -399,18 +399,22 @@ fn raise_generation(
             let warning = format!("{error}; numbers go on {LOST_GENERATION_GAP} further");
             found.warnings.push(warning);
             Generation {
-                generation: found.generation_max + LOST_GENERATION_GAP,
-                first_snapshot: found.snapshot_max + LOST_GENERATION_GAP,
+                generation: found.generation_max.saturating_add(LOST_GENERATION_GAP),
+                first_snapshot: found.snapshot_max.saturating_add(LOST_GENERATION_GAP),
             }
         }
         Err(error) => return Err(error),
     };
     let used = next.first_snapshot.max(found.snapshot_max);
     let skipped = if next.generation == 0 { 1 } else { UNCOMMITTED_SNAPSHOTS_MAX };
-    next = Generation {
-        generation: next.generation.max(found.generation_max) + 1,
-        first_snapshot: used + skipped,
+    let generation = next.generation.max(found.generation_max).checked_add(1);
+    let first_snapshot = used.checked_add(skipped);
+    let (Some(generation), Some(first_snapshot)) = (generation, first_snapshot) else {
+        let reason = "its numbers are at their end, which no run reaches; start over with new \
+                      snapshot and output directories";
+        return Err(Error::Directory { path: dir.to_path_buf(), reason: reason.into() });
     };
+    next = Generation { generation, first_snapshot };
     let payload = [next.generation.to_le_bytes(), next.first_snapshot.to_le_bytes()].concat();
     let bytes = bytes_to_frame(FrameKind::Generation, SnapshotId(0), &payload);
     replace(disk, dir, GENERATION, &bytes)?;

@@ -7,9 +7,6 @@
 
 use super::*;
 
-/// Inside the snapshot directory.
-const SPILL_DIRECTORY: &str = "spill";
-
 /// Takes the directory for spilled records for this process.
 fn lock_spill(disk: &dyn Disk, directory: &Path) -> Result<DiskLock> {
     let refuse = |reason: String| Error::Config {
@@ -97,7 +94,7 @@ impl Supervisor<'_> {
         if let Some(directory) = spill.directory.as_ref().filter(|_| self.spill_lock.is_none()) {
             self.spill_lock = Some(lock_spill(&*self.disk, directory)?);
         }
-        let own = self.config.snapshots.as_ref().map(|s| s.directory.join(SPILL_DIRECTORY));
+        let own = self.config.snapshots.as_ref().map(|s| s.directory.join(SPILL));
         spill.directory = spill.directory.or(own).filter(|_| spill.disk_bytes > 0);
         if let Some(directory) = &spill.directory {
             remove_leftovers(&*self.disk, directory)?;

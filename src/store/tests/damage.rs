@@ -124,6 +124,8 @@ fn whose_a_directory_is_the_manifests_say_too() {
     let error = opened.err().expect("refused");
     assert!(matches!(error, Error::OtherJob { .. }), "{error}");
     assert!(!names(&disk).contains(&"JOB".into()), "nothing is written for another job");
+    // Where records are set aside is no foreign directory.
+    disk.create_dir_all(&Path::new(DIR).join("spill")).unwrap();
     let opened = open(&disk);
     assert!(opened.warnings[0].contains("manifest of snapshot"), "{:?}", opened.warnings);
     assert_eq!(opened.newest.unwrap().id(), newest);
