@@ -171,7 +171,8 @@ impl Snapshots {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restarts {
     /// Failures in a row after which the job fails. An attempt that has committed one snapshot and
-    /// completed another, not the job's last, begins a new row.
+    /// completed another, not the job's last, begins a new row. One more is allowed where the last was a
+    /// damaged page of restored state: the next attempt restores an older snapshot.
     pub failures_max: u32,
     /// Pause before the first restart; doubles with each failure in a row.
     pub backoff: Duration,

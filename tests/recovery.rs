@@ -522,3 +522,43 @@ fn a_snapshot_that_was_passed_over_once_does_not_come_back() {
     end(&mut Run::open(&graph, &config(2), &disk)).expect("it goes on");
     assert_exact(filed(&disk));
 }
+
+/// With `failures_max` 0 a damaged page ended the process, and each one started after it.
+#[test]
+fn a_damaged_page_of_the_newest_snapshot_is_gone_behind_whatever_the_policy_on_failures() {
+    let (mut went_back, mut lost) = (0, 0);
+    for block in 0..60 {
+        let (graph, disk) = (files_job(), MemoryDisk::new(1));
+        let mut run = Run::open(&graph, &config(1), &disk);
+        run.until_completed(5);
+        drop(run);
+        let directory = Path::new("/snapshots");
+        let names = disk.list(directory).expect("a directory");
+        for name in names.iter().filter(|name| name.starts_with("segment-")) {
+            let path = directory.join(name);
+            let (whole, at) = (disk.read(&path).expect("a segment"), block * 4096 + 65);
+            if let Some(byte) = whole.get(at) {
+                let file = disk.open(&path).expect("a segment");
+                file.write_all_at(&[!byte], at as u64).expect("a write");
+            }
+        }
+        let mut config = config(1);
+        config.restarts.failures_max = 0;
+        let Ok(mut run) = Run::try_open(&graph, &config, &disk) else {
+            lost += 1;
+            continue;
+        };
+        match run.end() {
+            Ok(_) => {
+                assert_exact(filed(&disk));
+                went_back += restarts(&run.told);
+            }
+            Err(Error::RestartsExhausted { last, .. }) => panic!("block {block}: {last}"),
+            Err(error) => {
+                assert!(matches!(error, Error::NothingToRestore { .. }), "{error}");
+                lost += 1;
+            }
+        }
+    }
+    assert!(went_back > 0 && lost < 30, "{went_back} went back, {lost} lost");
+}

@@ -319,18 +319,21 @@ impl<'g> Supervisor<'g> {
     ) -> Turn {
         let restarts = self.config.restarts;
         self.failures += 1;
-        self.found_damage |= match error.root() {
+        let is_damage = match error.root() {
             Error::Corrupt { .. } => true,
             Error::Io { .. } => !self.loading.is_empty(),
             _ => false,
         };
+        self.found_damage |= is_damage;
         // Without snapshots there is nothing to go back to: output may have been published.
         let takes_snapshots = self.config.snapshots.is_some();
         if !takes_snapshots || !error.is_retryable() || self.handle.is_stopped() {
             self.phase = Phase::Over;
             return Turn::Done(Err(error));
         }
-        if self.failures > restarts.failures_max {
+        // After damage the next attempt looks at every byte and falls back. That attempt is always made: a
+        // process that ended here would be started again, and meet the same page.
+        if self.failures > restarts.failures_max.saturating_add(is_damage.into()) {
             self.phase = Phase::Over;
             let (failures, last) = (self.failures, Box::new(error));
             return Turn::Done(Err(Error::RestartsExhausted { failures, last }));
