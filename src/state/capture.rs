@@ -40,7 +40,7 @@ pub(super) const CLEAN: u32 = 0;
 pub(super) const UNLOADED: u32 = u32::MAX;
 
 /// Chunks kept for use again, whatever the table's size; see [`Capture::keep_spare`].
-const SPARE_CHUNKS_MIN: usize = 16;
+const SPARE_CHUNKS_MIN: usize = 64;
 
 /// Page numbers looked at in one step that writes pages again, and entries of one step of a map.
 const ENTRIES_PER_STEP: u32 = 2048;
