@@ -25,6 +25,7 @@
 mod buffer;
 mod bytes;
 mod file;
+pub(crate) mod large;
 mod memory;
 mod system;
 mod thread;

@@ -26,6 +26,7 @@ use super::capture::{Pages, UNLOADED};
 use super::exchange::Chunk;
 use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max, slots_of};
 use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double};
+use crate::disk::large::long_list;
 use crate::id::{KEY_GROUPS, KeyGroup};
 use crate::key::Key;
 use crate::record::Data;
@@ -99,7 +100,7 @@ impl<K: Key, V: Data> Directory<K, V> {
         let first = (groups.start as usize) << (depth - GROUP_BITS);
         let blank = PageBox::new(HOMES_MIN, 0, 0, GROUP_BITS);
         let mut page_bytes = 0;
-        let mut entries = Vec::with_capacity(groups.len() << (depth - GROUP_BITS));
+        let mut entries = long_list(groups.len() << (depth - GROUP_BITS));
         for (id, entry) in pages.iter().enumerate() {
             let version = first_version(entry);
             let (tags, homes) = if version == UNLOADED {
@@ -113,7 +114,8 @@ impl<K: Key, V: Data> Directory<K, V> {
             let run = 1 << (depth - entry.depth);
             entries.extend((0..run).map(|_| Entry { tags, homes, version }));
         }
-        assert_eq!(entries.len(), entries.capacity(), "pages tile the key groups");
+        let expected = groups.len() << (depth - GROUP_BITS);
+        assert_eq!(entries.len(), expected, "pages tile the key groups");
         let (shift, next_id) = (64 - depth, pages.len() as u32);
         Self { entries, shift, first, next_id, page_bytes, _blank: blank, born: Vec::new() }
     }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::exchange::{PageEntry, Place};
+use crate::disk::large::long_list;
 use crate::id::SegmentId;
 
 /// Bytes on disk that turned out not to be what was handed over.
@@ -42,7 +43,9 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// That of a table that was just restored, with one entry per page.
-    pub fn restored(entries: Vec<PageEntry>) -> Self {
+    pub fn restored(pages: &[PageEntry]) -> Self {
+        let mut entries = long_list(pages.len());
+        entries.extend_from_slice(pages);
         let mut segments = HashMap::<SegmentId, u64>::new();
         for entry in entries.iter().filter(|entry| entry.bytes > 0) {
             *segments.entry(entry.place.segment).or_default() += u64::from(entry.bytes);

@@ -227,19 +227,20 @@ impl<K: Key, V: Data> NativeTable<K, V> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
         let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
         self.buckets = Buckets::new(&self.groups, &tiles);
-        self.capture.ledger = Ledger::restored(tiles.clone());
+        self.capture.ledger = Ledger::restored(&tiles);
         self.unloaded = Some(Unloaded::new(tiles, source.clone()));
         Ok(())
     }
 
     /// Loads about so many bytes; whether more is left.
     pub fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
-        let Some(unloaded) = &mut self.unloaded else { return Ok(false) };
-        for read in unloaded.next(budget_bytes)? {
-            self.take_in(&read)?;
-        }
-        if self.unloaded.as_ref().is_some_and(Unloaded::is_empty) {
-            self.unloaded = None;
+        let mut loaded = 0;
+        while let Some(unloaded) = self.unloaded.as_mut().filter(|_| loaded < budget_bytes) {
+            for read in unloaded.next(budget_bytes - loaded)? {
+                loaded += read.entry.bytes as usize;
+                self.take_in(&read)?;
+            }
+            self.unloaded.take_if(|unloaded| unloaded.is_empty());
         }
         Ok(self.unloaded.is_some())
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::capture::{CLEAN, UNLOADED};
 use super::directory::group_start;
 use super::exchange::PageEntry;
+use crate::disk::large::long_list;
 use crate::id::KeyGroup;
 
 /// Deepest page; there, or where the next bit tells no keys apart, or where the directory may not
@@ -54,7 +55,7 @@ pub(super) fn tiled(
     pages: &[PageEntry],
 ) -> Result<Tiles, String> {
     let first = pages.partition_point(|page| KeyGroup::of_hash(page.prefix).0 < groups.start);
-    let mut tiles = Tiles::with_capacity(pages.len() - first + groups.len());
+    let mut tiles: Tiles = long_list(pages.len() - first + groups.len());
     let mut pages = pages[first..].iter().peekable();
     for group in groups {
         let mut next = Some(group_start(KeyGroup(group)));

@@ -17,7 +17,7 @@ use crate::frame::{self, FrameHeader, FrameKind};
 use crate::id::{SegmentId, SnapshotId, StateSlot};
 use crate::state::{PageEntry, Place};
 
-const ENTRY_BYTES: usize = 32;
+pub(super) const ENTRY_BYTES: usize = 32;
 
 /// An earlier index, and where it lies.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]

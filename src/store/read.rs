@@ -5,15 +5,13 @@ use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-
 use super::chain::Content;
 use super::index::Link;
 use super::layout::{SlotNumber, manifest_name, segment_name};
 use super::manifest::{Manifest, frame_error, from_frame};
 use super::slots::SLOT_BYTES;
 use super::{Loaded, StateEntry};
-use crate::disk::{Disk, FileHandle};
+use crate::disk::{Disk, FileHandle, large};
 use crate::error::{Error, Result};
 use crate::frame::{self, FrameHeader, FrameKind};
 use crate::id::SegmentId;
@@ -63,8 +61,9 @@ pub(super) fn content(
     for part in &manifest.parts {
         content.read(disk, dir, manifest.id(), part)?;
     }
+    content.find_ends();
     let named = manifest.segments();
-    for (segment, end) in ends(&content) {
+    for (&segment, &end) in &content.ends {
         let path = segment_path(dir, segment.0);
         if !named.contains(&segment) {
             return Err(Error::corrupt(path, 0, "a page lies in a segment that is not named"));
@@ -86,16 +85,6 @@ pub(super) fn content(
         }
     }
     Ok(content)
-}
-
-/// The segments that pages lie in, and where the last page in each ends.
-fn ends(content: &Content) -> BTreeMap<SegmentId, u64> {
-    let mut ends: HashMap<SegmentId, u64> = HashMap::new();
-    for PageEntry { place: Place { segment, offset }, bytes, .. } in content.pages() {
-        let end = ends.entry(*segment).or_default();
-        *end = (*end).max(offset.saturating_add((*bytes).into()));
-    }
-    ends.into_iter().collect()
 }
 
 fn verify_pages(disk: &dyn Disk, path: &Path, pages: &[&PageEntry]) -> Result<()> {
@@ -120,7 +109,7 @@ fn verify_pages(disk: &dyn Disk, path: &Path, pages: &[&PageEntry]) -> Result<()
 /// All state of a snapshot: pieces as they are, pages by where they lie.
 pub(super) fn load(disk: &dyn Disk, dir: &Path, mut content: Content) -> Result<Loaded> {
     let mut files = BTreeMap::new();
-    for segment in ends(&content).into_keys() {
+    for &segment in content.ends.keys() {
         let path = segment_path(dir, segment.0);
         files.insert(segment, disk.open_read(&path).map_err(Error::io("open", path))?);
     }
@@ -196,7 +185,7 @@ fn index_bytes(disk: &dyn Disk, path: &Path, link: &Link) -> Result<Vec<u8>> {
         let reason = format!("{} bytes from {} on, the file ends before", link.bytes, link.offset);
         return Err(Error::corrupt(path, length, reason));
     }
-    let mut bytes = vec![0; link.bytes as usize];
+    let mut bytes = large::zeros(link.bytes as usize);
     let file = disk.open_read(path).map_err(Error::io("open", path))?;
     let read = file.read_at(&mut bytes, link.offset).map_err(Error::io("read", path))?;
     if read < bytes.len() {
