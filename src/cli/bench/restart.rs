@@ -3,23 +3,31 @@
 //! The measured run was stopped at a fixed update, with a last snapshot. The second process is the same
 //! command with a hidden argument; it handles [`RECORDS`] more updates and prints a [`GoneOn`].
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tidegate::clock;
 use tidegate::config::Config;
-use tidegate::engine::{End, Handle, Report};
+use tidegate::disk::FileHandle;
+use tidegate::engine::{End, Handle, Report, default_disk};
 use tidegate::error::Error;
 use tidegate::jobs::updates::Updates;
+use tidegate::store;
 
 use super::state::{SkewName, State};
 use crate::cli::exit::Failure;
 use crate::cli::settings::ModeName;
 use crate::cli::watch::{self, Show};
 
-/// Updates that are left for the second run: enough that all workers have some.
-pub const RECORDS: u64 = 100_000;
+/// Updates that are left for the second run: enough that all workers have some, and that all state is loaded
+/// before they are done.
+pub const RECORDS: u64 = 300_000;
+
+/// Bytes that are read at once to see how long reading takes.
+const READ_BYTES: usize = 1 << 20;
 
 /// What the second process found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,7 +45,14 @@ pub struct GoneOn {
 }
 
 /// What `--restart` reports.
-pub type Restart = GoneOn;
+#[derive(Debug, Serialize)]
+pub struct Restart {
+    #[serde(flatten)]
+    pub gone_on: GoneOn,
+    /// How long it takes to read as many bytes from the same files into new memory, one thread for each
+    /// worker.
+    reading_ms: f64,
+}
 
 impl GoneOn {
     /// Goes on; the process was started at `since_ns` of the machine's clock.
@@ -66,14 +81,17 @@ impl GoneOn {
             checksum: format!("{:016x}", updates.checksum.sum()),
         })
     }
+}
 
+impl Restart {
     /// A line for a person.
     pub fn text(&self) -> String {
-        let Self { process_to_first_ms, engine_to_first_ms, caught_up_ms, .. } = self;
+        let Self { gone_on, reading_ms } = self;
+        let GoneOn { process_to_first_ms, engine_to_first_ms, caught_up_ms, .. } = gone_on;
         let caught_up = caught_up_ms.map_or("n/a".into(), |ms| format!("{ms:.1} ms"));
         format!(
             "restart: {process_to_first_ms:.1} ms to the first result, {engine_to_first_ms:.1} ms of \
-             them in the engine; all state loaded after {caught_up}\n"
+             them in the engine; all state loaded after {caught_up}, reading alone takes {reading_ms:.1} ms\n"
         )
     }
 }
@@ -85,6 +103,7 @@ fn caught_up_ms(report: &Report) -> Option<f64> {
 
 /// Runs the second process from the snapshots in `directory`.
 pub fn run(state: &State, config: &Config, directory: &Path) -> Result<Restart, Failure> {
+    let reading_ms = reading_ms(directory, config.workers)?;
     let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
     let skew = if state.skew == SkewName::Zipf { "zipf" } else { "uniform" };
     let mode = if state.mode == ModeName::Sync { "sync" } else { "abs" };
@@ -102,5 +121,44 @@ pub fn run(state: &State, config: &Config, directory: &Path) -> Result<Restart, 
     let ran = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let ran = ran.map_err(Error::io("start", program))?;
     let found = ran.status.success().then(|| serde_json::from_slice(&ran.stdout).ok()).flatten();
-    found.ok_or_else(|| Failure::Failed(format!("the second run failed: {}", ran.status)))
+    let failed = || Failure::Failed(format!("the second run failed: {}", ran.status));
+    Ok(Restart { gone_on: found.ok_or_else(failed)?, reading_ms })
+}
+
+/// Reads as many bytes as the newest snapshot has pages, from the files they lie in.
+fn reading_ms(directory: &Path, threads: usize) -> Result<f64, Failure> {
+    let disk = default_disk().0;
+    let newest = store::list(&*disk, directory)?.pop().and_then(|info| info.manifest);
+    let parts = newest.map_or(Vec::new(), |manifest| manifest.parts);
+    let mut left: u64 = parts.iter().map(|part| part.page_bytes).sum();
+    let segments: BTreeSet<u32> = parts.iter().flat_map(|part| &part.segments).copied().collect();
+    let mut pieces = Vec::new();
+    for segment in segments {
+        let path = directory.join(format!("segment-{segment}"));
+        let file = disk.open_read(&path).map_err(Error::io("open", &path))?;
+        let bytes = left.min(disk.len(&path).map_err(Error::io("look at", &path))?);
+        left -= bytes;
+        let starts = (0..bytes).step_by(READ_BYTES);
+        let file = Arc::new(file);
+        pieces.extend(starts.map(|at| (file.clone(), at, READ_BYTES.min((bytes - at) as usize))));
+    }
+    let began_ns = clock::now_ns();
+    let read = |pieces: &[(Arc<FileHandle>, u64, usize)]| -> std::io::Result<usize> {
+        let mut memory = vec![0; pieces.iter().map(|piece| piece.2).sum()];
+        let (mut rest, mut all) = (&mut memory[..], 0);
+        for (file, at, bytes) in pieces {
+            let (piece, behind) = rest.split_at_mut(*bytes);
+            (rest, all) = (behind, all + file.read_at(piece, *at)?);
+        }
+        Ok(std::hint::black_box(&memory).len().min(all))
+    };
+    std::thread::scope(|scope| {
+        let each = pieces.chunks(pieces.len().div_ceil(threads).max(1));
+        let readers: Vec<_> = each.map(|pieces| scope.spawn(|| read(pieces))).collect();
+        readers.into_iter().try_for_each(|reader| {
+            let read = reader.join().expect("a reader does not panic");
+            read.map(|_| ()).map_err(Error::io("read", directory))
+        })
+    })?;
+    Ok((clock::now_ns() - began_ns) as f64 / 1e6)
 }

@@ -202,7 +202,7 @@ pub fn run(arguments: &State) -> Result<(), Failure> {
     exit::check_checksum(&numbers.checksum, &numbers.expected_checksum)?;
     if let Some(restart) = &numbers.restart {
         let expected = updates.expected_checksum(timing.records);
-        exit::check_checksum(&restart.checksum, &format!("{expected:016x}"))?;
+        exit::check_checksum(&restart.gone_on.checksum, &format!("{expected:016x}"))?;
     }
     if arguments.rate.is_some() { latency::refuse_restarted(report) } else { Ok(()) }
 }
