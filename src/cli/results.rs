@@ -93,10 +93,11 @@ impl Results {
             ));
         }
         let (output, snapshots) = (self.output.as_ref(), self.snapshots.as_ref());
-        let places = [("--output", output), ("--snapshots", snapshots)];
-        let places = [places[0], places[1], ("--spill", self.alignment.directory())];
+        let spill = self.alignment.directory();
+        let places = [("--output", output), ("--snapshots", snapshots), ("--spill", spill)];
+        let places = places.map(|(name, place)| (name, place.and_then(|place| whole(place))));
         for (number, (name, place)) in places.iter().enumerate() {
-            let same = |(_, other): &&(&str, Option<&PathBuf>)| place.is_some() && other == place;
+            let same = |(_, other): &&(&str, Option<PathBuf>)| place.is_some() && other == place;
             if let Some((other, _)) = places[number + 1..].iter().find(same) {
                 return Err(Failure::Usage(format!(
                     "{name} and {other} name the same directory; give each its own"
@@ -111,6 +112,11 @@ impl Results {
         })?;
         Ok(Resolved { output: self.output, config, json: self.json })
     }
+}
+
+/// The path without links and dots, so that one place has one name; what does not exist yet keeps its links.
+fn whole(path: &Path) -> Option<PathBuf> {
+    path.canonicalize().or_else(|_| std::path::absolute(path)).ok()
 }
 
 /// What a job reads, in the plural.
