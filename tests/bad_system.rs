@@ -114,6 +114,23 @@ fn a_full_snapshot_or_output_directory_is_named_with_a_way_out_in_the_end() {
 }
 
 #[test]
+fn a_snapshot_directory_that_is_moved_away_ends_the_job_which_goes_on_when_it_is_put_back() {
+    let place = Place::new(2000);
+    let more = ["--snapshots", "@s", "--output", "@out", "--interval", "5ms"];
+    let (there, away) = (place.path("s"), place.path("away"));
+    let child = start(&place.arguments(&[&more[..], &["--rate", "20"]].concat()));
+    while !there.join("manifest-1").exists() {
+        std::thread::yield_now();
+    }
+    fs::rename(&there, &away).expect("a directory");
+    let path = there.display().to_string();
+    Ran::after(child).refused(1, &[&path, "moved away while the job ran", "put it back"]);
+    fs::rename(&away, &there).expect("a directory");
+    place.count(&more).succeeded();
+    assert_final(&place.committed("out"), &place.text);
+}
+
+#[test]
 fn a_second_interrupt_ends_a_program_that_cannot_stop_in_order() {
     let place = Place::new(20_000);
     let mut child = start(&place.arguments(&["--emit", "updates"]));

@@ -401,6 +401,10 @@ impl<'g> Supervisor<'g> {
 
     fn failed(&mut self, worker: WorkerId, error: Error) {
         self.alive.remove(&worker);
+        self.stop(error);
+    }
+
+    fn stop(&mut self, error: Error) {
         if !matches!(self.phase, Phase::Stopping(_)) {
             self.tell(Command::Stop);
             self.phase = Phase::Stopping(error);
@@ -448,6 +452,9 @@ impl<'g> Supervisor<'g> {
                 Action::Abort { snapshot, reason } => {
                     self.tell(Command::Abort(snapshot));
                     notice(Notice::Aborted { snapshot, reason: &reason });
+                    if let Some(Err(error)) = self.store.as_ref().map(Store::check_there) {
+                        self.stop(error);
+                    }
                 }
                 Action::Finish { complete } => {
                     if self.store.is_none() {
@@ -457,9 +464,8 @@ impl<'g> Supervisor<'g> {
                     self.phase = Phase::Ending(end);
                 }
                 Action::Fail(reason) => {
-                    self.tell(Command::Stop);
                     let snapshot = self.coordinator.next_snapshot();
-                    self.phase = Phase::Stopping(Error::Snapshot { snapshot, reason });
+                    self.stop(Error::Snapshot { snapshot, reason });
                 }
             }
         }
@@ -514,8 +520,7 @@ impl<'g> Supervisor<'g> {
             Err(error) => {
                 // Whether the manifest is durable is not known, so sinks may neither commit nor
                 // give up: only a restore from what the directory then holds can tell.
-                self.tell(Command::Stop);
-                self.phase = Phase::Stopping(error);
+                self.stop(error);
                 Vec::new()
             }
         }

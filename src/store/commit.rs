@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::layout::{
-    LOCK, SlotNumber, manifest_name, passed_over_name, refused, replace, temporary,
+    GENERATION, LOCK, SlotNumber, manifest_name, passed_over_name, refused, replace, temporary,
 };
 use super::manifest::{MANIFEST_FORMAT, Manifest, to_frame};
 use super::open::{read_generation, read_pid};
@@ -20,9 +20,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Snapshot`]: it certainly failed; the one before stays the newest, the job goes on.
-    /// [`Error::Locked`]: another process has taken over the directory. Anything else: it is not
-    /// known whether it is committed. In these cases the job must neither commit nor abort what
-    /// depends on it but stop and restore from the directory; every later commit is refused.
+    /// [`Error::Locked`]: another process has taken over the directory. [`Error::Directory`]: it is
+    /// gone. Anything else: it is not known whether it is committed. In these cases the job must neither
+    /// commit nor abort what depends on it but stop and restore from the directory; every later commit is
+    /// refused.
     ///
     /// # Panics
     /// If ids do not rise, the manifest is not of this job and generation, or names a segment that is
@@ -118,6 +119,7 @@ impl Store {
     /// The lock already keeps others out. This catches a lock file deleted under us, for the price
     /// of reading 64 bytes that are in the page cache.
     fn check_generation(&self, snapshot: SnapshotId) -> Result<()> {
+        self.check_there()?;
         let (disk, dir) = (&*self.directory.disk, &self.directory.path);
         let found = read_generation(disk, dir)
             .map_err(|error| Error::Snapshot { snapshot, reason: error.to_string() })?;
@@ -126,6 +128,24 @@ impl Store {
         }
         let pid = read_pid(disk, &dir.join(LOCK));
         Err(Error::Locked { path: dir.clone(), pid })
+    }
+
+    /// Looks whether the directory still is where it was: after that nothing can become durable, however
+    /// long the job runs on.
+    ///
+    /// # Errors
+    /// [`Error::Directory`]: it was removed or moved away.
+    pub fn check_there(&self) -> Result<()> {
+        let (disk, path) = (&*self.directory.disk, &self.directory.path);
+        match disk.len(&path.join(GENERATION)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Directory {
+                path: path.clone(),
+                reason: "its snapshots are gone, it was deleted or moved away while the job ran; put it \
+                         back, or start over with new snapshot and output directories"
+                    .into(),
+            }),
+            _ => Ok(()), // what else is wrong is found by whoever needs it
+        }
     }
 
     fn reference(&self, manifest: &Manifest) -> Kept {
