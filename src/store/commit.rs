@@ -123,7 +123,7 @@ impl Store {
         let (disk, dir) = (&*self.directory.disk, &self.directory.path);
         let found = read_generation(disk, dir)
             .map_err(|error| Error::Snapshot { snapshot, reason: error.to_string() })?;
-        if found.generation == self.directory.generation {
+        if found == self.directory.generation {
             return Ok(());
         }
         let pid = read_pid(disk, &dir.join(LOCK));

@@ -7,8 +7,8 @@
 //! LOCK                     held with flock while a process runs; its pid as text
 //! JOB                      frame "job": JSON of JobIdentity; written once, and again from a manifest
 //!                          should it be damaged
-//! GENERATION               frame "generation": u64 generation, u64 first snapshot id; replaced by
-//!                          every open
+//! GENERATION               frame "generation": u64 generation, u64 first snapshot id, u64 time of the
+//!                          open, ns since the machine came up; replaced by every open
 //! manifest-<slot>          frame "manifest": JSON of Manifest; zeros, or what is left of a longer
 //!                          manifest, behind it. All zeros: free
 //! manifest-<slot>-<generation>.passed-over    copy of one that could not be restored
@@ -59,7 +59,8 @@
 //! That helps only where the two do not share the damaged bytes: a page that did not change in between, or
 //! an index that both go back to, lies on disk once.
 //! Two processes: the lock keeps the second out; should the lock file be deleted under a running
-//! process, its next commit finds a foreign GENERATION and fails.
+//! process, or all of the directory and another be made in its place, its next commit finds a foreign
+//! GENERATION and fails.
 
 mod chain;
 mod collect;
@@ -239,7 +240,7 @@ impl Store {
     /// Number of this open of the directory: above that of every process before.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.directory.generation
+        self.directory.generation.generation
     }
 
     /// The first id this process may use, or the one after the last that was tried to commit:

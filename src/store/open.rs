@@ -19,9 +19,10 @@ use super::manifest::{
     JobIdentity, Manifest, PartRef, bytes_to_frame, from_whole_frame, to_frame, whole_frame,
 };
 use super::read::Depth;
-use super::segment::{Directory, Known, Table};
+use super::segment::{Directory, Generation, Known, Table};
 use super::slots::{self, Kept, Slots};
 use super::{Opened, RETENTION_MIN, Skipped, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
+use crate::clock;
 use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
@@ -30,14 +31,6 @@ use crate::id::{SegmentId, SnapshotId};
 /// Ids and generations skipped when GENERATION cannot be read: more than any process can have used
 /// without leaving a trace in the names of files.
 const LOST_GENERATION_GAP: u64 = 1_000_000;
-
-/// What GENERATION holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Generation {
-    pub(super) generation: u64,
-    /// The first id its process may use.
-    pub(super) first_snapshot: u64,
-}
 
 /// What the names in a directory say.
 #[derive(Default)]
@@ -106,7 +99,7 @@ pub(super) fn open(
         directory: Arc::new(Directory {
             disk,
             path: dir.to_path_buf(),
-            generation: generation.generation,
+            generation,
             segment_bytes: (
                 limits.segment_bytes,
                 limits.segment_bytes_max.max(limits.segment_bytes),
@@ -401,6 +394,7 @@ fn raise_generation(
             Generation {
                 generation: found.generation_max.saturating_add(LOST_GENERATION_GAP),
                 first_snapshot: found.snapshot_max.saturating_add(LOST_GENERATION_GAP),
+                opened_ns: 0,
             }
         }
         Err(error) => return Err(error),
@@ -414,8 +408,9 @@ fn raise_generation(
                       snapshot and output directories";
         return Err(Error::Directory { path: dir.to_path_buf(), reason: reason.into() });
     };
-    next = Generation { generation, first_snapshot };
-    let payload = [next.generation.to_le_bytes(), next.first_snapshot.to_le_bytes()].concat();
+    next = Generation { generation, first_snapshot, opened_ns: clock::machine_ns() };
+    let numbers = [next.generation, next.first_snapshot, next.opened_ns];
+    let payload = numbers.map(u64::to_le_bytes).concat();
     let bytes = bytes_to_frame(FrameKind::Generation, SnapshotId(0), &payload);
     replace(disk, dir, GENERATION, &bytes)?;
     Ok(next)
@@ -430,9 +425,17 @@ pub(super) fn read_generation(disk: &dyn Disk, dir: &Path) -> Result<Generation>
     let path = dir.join(GENERATION);
     let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
     let (_, payload) = whole_frame(&path, FrameKind::Generation, &bytes)?;
-    let numbers: &[u8; 16] =
-        payload.try_into().map_err(|_| Error::corrupt(&path, 24, "not two numbers"))?;
-    let [generation, first_snapshot] =
-        [0, 8].map(|at| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight bytes")));
-    Ok(Generation { generation, first_snapshot })
+    let numbers: Vec<u64> = payload
+        .chunks_exact(8)
+        .map(|number| u64::from_le_bytes(number.try_into().expect("eight bytes")))
+        .collect();
+    match (payload.len(), &numbers[..]) {
+        (16, &[generation, first_snapshot]) => {
+            Ok(Generation { generation, first_snapshot, opened_ns: 0 })
+        }
+        (24, &[generation, first_snapshot, opened_ns]) => {
+            Ok(Generation { generation, first_snapshot, opened_ns })
+        }
+        _ => Err(Error::corrupt(&path, 24, "neither two numbers nor three")),
+    }
 }

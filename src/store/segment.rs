@@ -28,11 +28,23 @@ pub(super) const BLOCK_BYTES: usize = crate::disk::DIRECT_BYTES;
 /// Segments kept for use again, for each writer.
 const FREE_PER_WRITER: usize = 4;
 
+/// What GENERATION holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Generation {
+    pub(super) generation: u64,
+    /// The first id its process may use.
+    pub(super) first_snapshot: u64,
+    /// When it was opened: two directories that were made one after the other at the same place begin with
+    /// the same numbers. 0 in one of a version before.
+    pub(super) opened_ns: u64,
+}
+
 /// A snapshot directory as writers and store share it.
 pub(super) struct Directory {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
-    pub(super) generation: u64,
+    /// What GENERATION holds while nobody else has the directory.
+    pub(super) generation: Generation,
     /// Size of a writer's first segment, and of its largest.
     pub(super) segment_bytes: (u64, u64),
     pub(super) next_segment: AtomicU32,

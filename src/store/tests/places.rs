@@ -112,3 +112,28 @@ fn a_process_whose_lock_file_was_deleted_cannot_commit_over_its_successor() {
     drop((stale, successor));
     assert_eq!(try_open(&disk, dir.path()).unwrap().newest.unwrap().id(), id);
 }
+
+/// Both had begun with the same numbers, so the one whose directory was deleted wrote its manifests over
+/// those of the one that had made a new directory in its place.
+#[test]
+fn a_process_whose_directory_was_deleted_cannot_commit_into_one_made_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("s");
+    let disk: Arc<dyn Disk> = Arc::new(ThreadDisk::new());
+    let mut stale = Running::start(try_open(&disk, &place).unwrap().store).unwrap();
+    for _ in 0..6 {
+        stale.snapshot().unwrap();
+    }
+    fs::remove_dir_all(&place).unwrap();
+    let error = stale.snapshot().unwrap_err();
+    assert!(matches!(error, Error::Directory { .. }), "{error}");
+    let mut successor = Running::start(try_open(&disk, &place).unwrap().store).unwrap();
+    let mut id = successor.snapshot().unwrap();
+    for _ in 0..6 {
+        let error = stale.snapshot().unwrap_err();
+        assert!(matches!(error, Error::Locked { .. }), "{error}");
+        id = successor.snapshot().unwrap();
+    }
+    drop((stale, successor));
+    assert_eq!(try_open(&disk, &place).unwrap().newest.unwrap().id(), id);
+}
