@@ -288,7 +288,15 @@ fn find_newest(
     let mut manifests = Vec::new();
     for &slot in &contents.slots {
         match read::slot(disk, dir, slot) {
-            Ok(None) => _ = found.slots.set(slot, slots::Content::Free),
+            Ok(None) => {
+                _ = found.slots.set(slot, slots::Content::Free);
+                // Rare, as the next commit takes it; and all of them never are.
+                let path = dir.join(manifest_name(slot));
+                found.warnings.push(format!(
+                    "{} is empty: a snapshot in it was taken back, or its bytes are lost",
+                    path.display()
+                ));
+            }
             Ok(Some(manifest)) if manifest.job == *job => manifests.push((slot, manifest)),
             Ok(Some(other)) => {
                 let reason = format!("of another job, '{}'", other.job.name);
