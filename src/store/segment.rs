@@ -25,6 +25,9 @@ use crate::id::{SegmentId, SnapshotId};
 /// What is written starts at multiples of this, the unit of the page cache and of direct writes.
 pub(super) const BLOCK_BYTES: usize = crate::disk::DIRECT_BYTES;
 
+/// No segment is made larger than this share of what is free.
+const ROOM_FACTOR: u64 = 8;
+
 /// Segments kept for use again, for each writer.
 const FREE_PER_WRITER: usize = 4;
 
@@ -164,6 +167,17 @@ impl Directory {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How large a segment should be made if one of `wanted` bytes would do: where the disk gets full, large
+    /// ones would take the room in which small ones can go round.
+    pub(super) fn affordable(&self, wanted: u64) -> u64 {
+        let free = self.disk.free_bytes(&self.path).unwrap_or(u64::MAX);
+        let mut bytes = wanted;
+        while bytes > self.segment_bytes.0 && bytes > free / ROOM_FACTOR {
+            bytes /= 2;
+        }
+        bytes.max(self.segment_bytes.0)
+    }
+
     /// A segment with room for that many bytes, its name durable: a file that nothing needs any
     /// more, or a new one.
     pub(super) fn create_segment(&self, bytes: u64) -> Result<Segment> {
@@ -197,10 +211,16 @@ impl Directory {
             Ok(file) => Ok(Segment { id, file, next: 0, capacity_bytes, usage }),
             Err(source) => {
                 usage.close();
-                // Whatever is there is to be removed, not used again as if it had been made.
-                if let Some(known) = self.table().segments.get_mut(&id) {
+                // What there is of it may take the room that a smaller one needs. If it cannot be removed
+                // now it is collected later, and not used again as if it had been made.
+                let removed = old.is_none() && self.disk.remove(&path).is_ok();
+                let mut table = self.table();
+                if removed {
+                    table.segments.remove(&id);
+                } else if let Some(known) = table.segments.get_mut(&id) {
                     known.capacity_bytes = 0;
                 }
+                drop(table);
                 Err(refused(&*self.disk, "create", path, source))
             }
         }
@@ -215,7 +235,8 @@ impl Directory {
             table.writers.iter().filter_map(Weak::upgrade).collect()
         };
         for spare in spares.iter().filter(|spare| spare.is_missing()) {
-            let made = self.create_segment(spare.wanted_bytes.load(Ordering::Relaxed));
+            let wanted = spare.wanted_bytes.load(Ordering::Relaxed);
+            let made = self.create_segment(self.affordable(wanted));
             *spare.made() = Some(made);
         }
     }

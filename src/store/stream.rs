@@ -284,7 +284,7 @@ impl Stream {
         let made = match self.spare.take() {
             Some(Ok(segment)) if segment.has_room_for(bytes) => Ok(segment),
             Some(Err(error)) => Err(error),
-            _ => self.directory.create_segment(wanted.max(bytes)),
+            _ => self.directory.create_segment(self.directory.affordable(wanted).max(bytes)),
         };
         // Small parts go round in small segments, which soon have all been written before; large
         // parts are not to change files all the time.

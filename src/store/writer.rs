@@ -68,6 +68,8 @@ pub struct PartWriter {
     kept: BTreeMap<SegmentId, u64>,
     capacities: BTreeMap<SegmentId, u64>,
     appended_bytes: u64,
+    /// Why something could not be written since the last index that was: for messages.
+    failure: Option<String>,
 }
 
 /// The indices that are durable, back to the base.
@@ -119,6 +121,7 @@ impl PartWriter {
             kept: BTreeMap::new(),
             capacities: BTreeMap::new(),
             appended_bytes: 0,
+            failure: None,
         })
     }
 
@@ -220,7 +223,16 @@ impl PartWriter {
             return Some(format!("{PARTS_MAX} earlier snapshots are still being written to disk"));
         }
         let is_void = part.base <= self.planned.void || self.stream.has_lost();
-        is_void.then(|| "what it builds on could not be written".into())
+        is_void.then(|| self.baseless())
+    }
+
+    /// Why a snapshot fails whose base is not there.
+    #[must_use]
+    pub fn baseless(&self) -> String {
+        match &self.failure {
+            Some(reason) => format!("what it builds on could not be written: {reason}"),
+            None => "what it builds on was given up".into(),
+        }
     }
 
     /// Nothing will be heard of a part that is not finished. Its pages are still where they are; of one
@@ -359,6 +371,7 @@ impl PartWriter {
 
     /// The index of the first part is durable.
     fn sealed(&mut self) {
+        self.failure = None;
         let waiting = self.waiting.pop_front().expect("the part whose index was with the disk");
         let (reference, base) = (waiting.reference.clone(), waiting.part.base);
         let newest = Link::of(&reference, waiting.part.snapshot);
@@ -392,6 +405,7 @@ impl PartWriter {
     /// index is with the disk.
     fn void(&mut self, base: u64, reason: &str) {
         self.planned.void = self.planned.void.max(base);
+        self.failure = Some(reason.to_owned());
         for waiting in mem::take(&mut self.waiting) {
             if waiting.sealing.is_none() && waiting.part.base <= base {
                 self.report(waiting, Err(reason.to_owned()));
@@ -404,6 +418,7 @@ impl PartWriter {
     /// The disk has failed.
     fn fail(&mut self, reason: &str) {
         self.planned.void = self.planned.base;
+        self.failure = Some(reason.to_owned());
         for waiting in mem::take(&mut self.waiting) {
             self.report(waiting, Err(reason.to_owned()));
         }
@@ -430,6 +445,7 @@ impl StateWriter for PartWriter {
         let place = match self.stream.push(part.snapshot, &mut chunk.bytes) {
             Ok(place) => place,
             Err(error) => {
+                self.failure = Some(error.to_string());
                 part.failed.get_or_insert(error.to_string());
                 self.stream.push_nowhere(bytes as usize)
             }

@@ -318,7 +318,7 @@ impl Shares {
         }
         while let Some(gathering) = self.gathering.front() {
             let snapshot = gathering.snapshot;
-            self.fail(tasks, snapshot, "what it builds on could not be written".into())?;
+            self.fail(tasks, snapshot, self.parts.baseless())?;
         }
         tasks.iter_mut().try_for_each(|task| task.lost(&lost))
     }

@@ -1,5 +1,8 @@
 //! Retention, collection, segments: what is deleted, what never is, and what is never reused.
 
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+
 use super::*;
 
 fn segments(disk: &MemoryDisk) -> Vec<String> {
@@ -177,6 +180,25 @@ fn a_full_disk_fails_the_snapshot_and_says_so_and_room_mends_it() {
     let id = running.snapshot().unwrap();
     drop(running);
     assert_eq!(open(&disk).newest.unwrap().id(), id);
+}
+
+/// Segments double while few parts go into one. One for which there was no room failed all snapshots until
+/// the job was started again, which went on so for ever.
+#[test]
+fn where_there_is_no_room_for_a_large_segment_a_small_one_is_taken() {
+    let disk = MemoryDisk::new(3);
+    let limits = StoreLimits { segment_bytes_max: 64 << 20, ..limits() };
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+    let mut running = Running::start(opened.store).unwrap();
+    disk.set_faults(Faults { capacity_bytes: Some(8 << 20), ..Faults::default() });
+    let spares = running.store.directory.table().writers.clone();
+    for spare in spares.iter().filter_map(Weak::upgrade) {
+        spare.wanted_bytes.store(64 << 20, Ordering::Relaxed);
+    }
+    running.snapshots(100);
+    let table = running.store.directory.table();
+    let largest = table.segments.values().map(|known| known.capacity_bytes).max();
+    assert!(largest.is_some_and(|bytes| bytes <= 1 << 20), "{largest:?}");
 }
 
 #[test]
