@@ -12,7 +12,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one home of reading time")]
 
 use std::sync::OnceLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
@@ -36,6 +36,12 @@ pub fn machine_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// A duration in ns, which can be added to a time: one longer than 146 years is as long as that.
+#[must_use]
+pub fn duration_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX / 4)
+}
+
 /// Milliseconds since 1970-01-01 UTC; 0 if the calendar is set before that.
 #[must_use]
 pub fn unix_ms() -> u64 {
@@ -55,6 +61,12 @@ pub fn histogram_ns() -> Histogram<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_can_be_added_to_a_time_however_long_it_is() {
+        assert_eq!(duration_ns(Duration::from_millis(3)), 3_000_000);
+        assert!(now_ns().checked_add(duration_ns(Duration::MAX)).is_some());
+    }
 
     #[test]
     fn a_histogram_keeps_a_duration_of_minutes() {

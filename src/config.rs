@@ -283,6 +283,13 @@ impl Config {
                 "it must be at least 1ms".into(),
             );
         }
+        if snapshots.timeout < INTERVAL_MIN {
+            return refuse(
+                "snapshot timeout",
+                format!("{:?}", snapshots.timeout),
+                "no snapshot is complete so soon; give it at least 1ms".into(),
+            );
+        }
         if snapshots.retained < 2 {
             return refuse(
                 "retained snapshots",

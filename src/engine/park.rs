@@ -21,6 +21,7 @@ use std::time::Duration;
 use atomic_waker::AtomicWaker;
 use crossbeam_utils::CachePadded;
 
+use crate::clock;
 use crate::config::Idle;
 use crate::worker::Step;
 
@@ -114,9 +115,9 @@ impl Waiting {
             return Wait::Not;
         };
         let idle_ns = now_ns - *self.idle_since_ns.get_or_insert(now_ns);
-        let spin_ns = self.idle.spin.as_nanos() as u64;
+        let spin_ns = clock::duration_ns(self.idle.spin);
         let pays = self.waits.count_ones() >= SHORT_MIN;
-        let give_way_ns = spin_ns + if pays { self.idle.give_way.as_nanos() as u64 } else { 0 };
+        let give_way_ns = spin_ns + if pays { clock::duration_ns(self.idle.give_way) } else { 0 };
         if self.idle.busy_poll || idle_ns < spin_ns {
             std::hint::spin_loop();
             return Wait::Not;

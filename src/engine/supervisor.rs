@@ -180,8 +180,8 @@ impl<'g> Supervisor<'g> {
         let snapshots = config.snapshots.as_ref();
         let mut coordinator = Coordinator::new(
             config.workers,
-            snapshots.map(|snapshots| snapshots.interval.as_nanos() as u64),
-            snapshots.map_or(0, |snapshots| snapshots.timeout.as_nanos() as u64),
+            snapshots.map(|snapshots| clock::duration_ns(snapshots.interval)),
+            snapshots.map_or(0, |snapshots| clock::duration_ns(snapshots.timeout)),
         );
         if snapshots.is_some_and(|snapshots| snapshots.mode == Mode::Synchronous) {
             coordinator = coordinator.one_at_a_time();
@@ -338,11 +338,11 @@ impl<'g> Supervisor<'g> {
             let (failures, last) = (self.failures, Box::new(error));
             return Turn::Done(Err(Error::RestartsExhausted { failures, last }));
         }
-        let backoff = restarts.backoff * 2_u32.saturating_pow(self.failures - 1);
+        let backoff = restarts.backoff.saturating_mul(2_u32.saturating_pow(self.failures - 1));
         let after = backoff.min(restarts.backoff_max);
         notice(Notice::Restarting { error: &error, after });
         self.report.restarts += 1;
-        let until_ns = now_ns + after.as_nanos() as u64;
+        let until_ns = now_ns + clock::duration_ns(after);
         self.phase = Phase::Pausing(until_ns);
         self.wait_until(Some(until_ns))
     }

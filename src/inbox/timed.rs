@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 
 use super::Inbox;
+use crate::clock;
 use crate::config::{LOG_BYTES_MAX, Mode};
 use crate::error::Result;
 use crate::id::SnapshotId;
@@ -64,7 +65,7 @@ impl<T: Record> Inbox<T> {
     pub fn announce(&mut self, snapshot: SnapshotId, triggered_ns: u64) {
         let Mode::Unaligned { after } = self.setting.mode else { return };
         if snapshot > self.aligner.captured() {
-            self.timed.awaited.push_back((snapshot, triggered_ns + after.as_nanos() as u64));
+            self.timed.awaited.push_back((snapshot, triggered_ns + clock::duration_ns(after)));
         }
     }
 
