@@ -309,9 +309,12 @@ impl<T: Record> Stream<T> {
     }
 
     /// The records of both streams, in no particular order between them.
+    ///
+    /// # Panics
+    /// If the other stream belongs to another job.
     #[must_use]
     pub fn union(mut self, other: Stream<T>) -> Stream<T> {
-        assert!(Rc::ptr_eq(&self.graph, &other.graph), "both streams belong to one job");
+        assert!(Rc::ptr_eq(&self.graph, &other.graph), "a union of streams of two jobs");
         self.origins.extend(other.origins);
         self
     }
