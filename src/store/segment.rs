@@ -194,11 +194,13 @@ impl Directory {
             table.segments.insert(id, known);
             old
         };
-        let create = || {
+        let mut made = false;
+        let mut create = || {
             match old {
                 Some((old, _)) => self.disk.rename(&self.path.join(segment_name(old)), &path)?,
                 None => {
                     let file = self.disk.create_new(&path)?;
+                    made = true;
                     file.preallocate(bytes)?;
                     file.sync_data()?;
                 }
@@ -212,8 +214,9 @@ impl Directory {
             Err(source) => {
                 usage.close();
                 // What there is of it may take the room that a smaller one needs. If it cannot be removed
-                // now it is collected later, and not used again as if it had been made.
-                let removed = old.is_none() && self.disk.remove(&path).is_ok();
+                // now it is collected later, and not used again as if it had been made. A file that was
+                // there before is not ours: the directory may be another process's by now.
+                let removed = made && self.disk.remove(&path).is_ok();
                 let mut table = self.table();
                 if removed {
                     table.segments.remove(&id);

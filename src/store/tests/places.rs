@@ -134,6 +134,11 @@ fn a_process_whose_directory_was_deleted_cannot_commit_into_one_made_in_its_plac
         assert!(matches!(error, Error::Locked { .. }), "{error}");
         id = successor.snapshot().unwrap();
     }
+    // Names that the successor has are refused, and its files stay: the last line restores from them.
+    stale.store.directory.next_segment.store(0, std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..20 {
+        drop(stale.store.directory.create_segment(4096));
+    }
     drop((stale, successor));
     assert_eq!(try_open(&disk, &place).unwrap().newest.unwrap().id(), id);
 }
