@@ -127,7 +127,7 @@ pub struct Spill {
     /// Directory for what does not fit in memory; `None`: inside that of the snapshots. Without
     /// either nothing goes to disk.
     pub directory: Option<PathBuf>,
-    /// Memory of one input, in bytes (shallow: without what records point to).
+    /// Memory of one input, in bytes, with what records own on the heap, about (see [`crate::weight`]).
     pub memory_bytes: usize,
     /// Disk space of one input, in bytes.
     pub disk_bytes: u64,

@@ -37,6 +37,8 @@ pub struct Flight {
     quiet: AtomicU64,
     /// Records in channels inside the loop, or being handled.
     records: AtomicU64,
+    /// Those of them that a task has set aside.
+    aside: AtomicU64,
     /// The newest snapshot that a task of the loop has captured.
     captured: AtomicU64,
 }
@@ -53,6 +55,7 @@ impl Flight {
             barriers: zero(),
             quiet: zero(),
             records: zero(),
+            aside: zero(),
             captured: zero(),
         }
     }
@@ -116,6 +119,20 @@ impl Flight {
         // Relaxed, as above.
         self.records.load(Ordering::Relaxed) > records_max
             && self.captured.load(Ordering::Relaxed) <= captured.0
+    }
+
+    /// A task that had set `before` records aside has `now`.
+    pub fn aside(&self, before: usize, now: usize) {
+        // Relaxed, as above.
+        self.aside.fetch_add((now as u64).wrapping_sub(before as u64), Ordering::Relaxed);
+    }
+
+    /// Records that go round and are not set aside, about: in rings, or being handled.
+    #[must_use]
+    pub fn aloft(&self) -> u64 {
+        // Relaxed, as above. The two are not of one moment, so the difference may be below zero.
+        let records = self.records.load(Ordering::Relaxed);
+        records.saturating_sub(self.aside.load(Ordering::Relaxed))
     }
 
     /// Whether no record goes round. More may enter.

@@ -38,7 +38,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | words | [`id`] [`record`] [`key`] [`error`] [`guard`] [`config`] [`clock`] [`phases`] |
+//! | words | [`id`] [`record`] [`weight`] [`key`] [`error`] [`guard`] [`config`] [`clock`] [`phases`] |
 //! | plumbing | [`channel`] (the ring), [`disk`] (files without blocking), [`frame`] (bytes on disk), [`spill`] (records that wait) |
 //! | the algorithm, pure | [`align`] (a task's barriers), [`flight`] (what goes round in a loop), [`coordinator`] (a job's snapshots) |
 //! | running | [`state`], [`operator`], [`inbox`], [`outbox`], [`store`], [`task`], [`worker`] |
@@ -53,6 +53,7 @@
 
 pub mod id;
 pub mod record;
+pub mod weight;
 pub mod key;
 pub mod error;
 pub mod guard;

@@ -36,6 +36,9 @@ const LOOP_SHARE: usize = 8;
 /// Nor while more goes round in all than this part of what one back-edge may hold in memory: all of it may be
 /// on the way to one, and what is let in before an entrance sees that is on top of it.
 const FLIGHT_SHARE: usize = 2;
+/// Records that have grown in a loop may take this many times what one back-edge may hold in memory, in the
+/// rings of its body: a bound for a loop that has none, well above what is let in.
+const ALOFT_TIMES: usize = 8;
 
 /// A task to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -358,6 +361,7 @@ impl Builder<'_> {
                 ),
                 loop_bytes_max: spill.memory_bytes / LOOP_SHARE,
                 flight_bytes_max: spill.memory_bytes / FLIGHT_SHARE,
+                aloft_bytes_max: spill.memory_bytes.saturating_mul(ALOFT_TIMES),
             },
             limits: Limits { memory_bytes: spill.memory_bytes, disk_bytes },
             copy: (self.subtask, self.plan.parallelism[head]),

@@ -327,6 +327,9 @@ fn trap_21_nested_loops_and_two_in_a_row_lose_and_repeat_nothing() {
 }
 
 /// The error, without who it happened to.
+/// What one back-edge may hold where a loop grows without end.
+const MEMORY_BYTES: usize = 64 << 10;
+
 fn cause(error: &Error) -> &Error {
     match error {
         Error::Operator { source, .. } => cause(source),
@@ -337,7 +340,6 @@ fn cause(error: &Error) -> &Error {
 
 #[test]
 fn a_loop_that_amplifies_without_end_is_an_error_that_names_it_and_memory_stays_bounded() {
-    const MEMORY_BYTES: usize = 64 << 10;
     for (workers, mode) in [1, 2].into_iter().flat_map(|workers| MODES.map(|mode| (workers, mode)))
     {
         let job = Job::new("endless");
@@ -372,6 +374,44 @@ fn a_loop_that_amplifies_without_end_is_an_error_that_names_it_and_memory_stays_
         let in_batches = 20_000 * workers;
         assert!(going_round < bytes / size_of::<u64>() + in_batches, "{going_round} go round");
         assert!(out.take().is_empty());
+    }
+}
+
+/// As many records go round as came in, and each is twice as long after each round. Bounds on their number
+/// let the process grow until the machine's memory was full.
+#[test]
+fn a_loop_whose_records_grow_without_end_is_an_error_that_names_it() {
+    for (workers, mode) in [1, 2].into_iter().flat_map(|workers| MODES.map(|mode| (workers, mode)))
+    {
+        let job = Job::new("grow");
+        let longest = Arc::new(AtomicUsize::new(0));
+        let seen = longest.clone();
+        let found = numbers(&job, "numbers", 10).map("text", |number| number.to_string()).iterate(
+            "grow",
+            |inside| {
+                inside
+                    .map("double", move |text| {
+                        seen.fetch_max(2 * text.len(), Ordering::Relaxed);
+                        text.repeat(2)
+                    })
+                    .rebalance()
+                    .split("never", |text| {
+                        if text.is_empty() { Side::Right(text) } else { Side::Left(text) }
+                    })
+            },
+        );
+        let (graph, _out) = collected(job, found);
+        let mut config = with(workers, 8, mode);
+        let (memory_bytes, disk_bytes) = (MEMORY_BYTES, 128 << 10);
+        config.spill = Spill { memory_bytes, disk_bytes, ..Spill::default() };
+        let mut run = Run::open(&graph, &config, &MemoryDisk::new(1));
+        let error = run.end().expect_err("it cannot end well");
+        let Error::Limit { what, remedy, .. } = cause(&error) else { panic!("{error}") };
+        assert!(what.contains("loop 'grow'"), "{error}");
+        assert!(remedy.contains("mend its body"), "{error}");
+        let longest = longest.load(Ordering::Relaxed);
+        let bytes = 8 * memory_bytes + workers * (memory_bytes + disk_bytes as usize);
+        assert!(longest < 4 * bytes, "one record took {longest} bytes");
     }
 }
 

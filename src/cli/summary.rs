@@ -46,7 +46,7 @@ pub struct InputNumbers {
     spill_write_ms: f64,
     spill_read_ms: f64,
     logged_records: u64,
-    /// Without what records own on the heap.
+    /// With what records own on the heap, about.
     logged_bytes: u64,
     /// Snapshots given up because more was in transit than a log holds.
     logs_failed: u64,

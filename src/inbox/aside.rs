@@ -1,6 +1,8 @@
 //! Logging late inputs, and setting records aside: what happens to records that the stage is not
 //! given yet. Which and why is said in [`super`].
 
+use std::mem::needs_drop;
+
 use super::{Inbox, Input, fault};
 use crate::align::{Arrival, InputKind, Verdict};
 use crate::channel::Polled;
@@ -103,6 +105,7 @@ impl<T: Record> Inbox<T> {
             let control = match ring.poll(left) {
                 Polled::Empty | Polled::Closed => break,
                 Polled::Records(mut records) => {
+                    backlog.weigh(records.as_slice());
                     let room = backlog.room().min(records.len());
                     if room == 0 {
                         full = true;
@@ -154,6 +157,44 @@ impl<T: Record> Inbox<T> {
         })
     }
 
+    /// Nothing sets aside what is in the rings of a loop's body, and their bound is a number of records:
+    /// they hold ever more where each record grows.
+    pub(super) fn check_grown(&self) -> Result<()> {
+        let Some(flight) = self.setting.flight.as_ref().filter(|_| needs_drop::<T>()) else {
+            return Ok(());
+        };
+        let heaviest = |kind| {
+            let inputs = self.inputs.iter().filter(|input| input.kind == kind);
+            inputs.map(|input| input.backlog.record_bytes()).max().unwrap_or(0)
+        };
+        let (entered, back) = (heaviest(InputKind::Regular), heaviest(InputKind::BackEdge));
+        let aloft_max = self.setting.aloft_bytes_max / back.max(1);
+        if back <= 2 * entered || flight.aloft() <= aloft_max as u64 {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what: format!(
+                "what goes round in loop '{}', records of some {back} bytes by now,",
+                self.setting.operator
+            ),
+            limit: format!("{} bytes in the channels of a loop", self.setting.aloft_bytes_max),
+            remedy:
+                "the loop makes its records larger than they came in; mend its body, or give it \
+                     more memory to spill from"
+                    .into(),
+        })
+    }
+
+    /// Tells how many records from inside the loop wait here, in memory or on disk.
+    pub(super) fn tell_aside(&mut self) {
+        let Some(flight) = &self.setting.flight else { return };
+        let inside = self.inputs.iter().filter(|input| input.inside);
+        let aside = inside.map(|input| input.backlog.len()).sum();
+        if aside != self.told_aside {
+            flight.aside(std::mem::replace(&mut self.told_aside, aside), aside);
+        }
+    }
+
     pub(super) fn set_aside_if_needed(&mut self, input: usize) -> Result<bool> {
         let Input { ring, kind, .. } = &self.inputs[input];
         let may = self.setting.spill || *kind == InputKind::BackEdge;
@@ -168,6 +209,7 @@ impl<T: Record> Inbox<T> {
     /// # Errors
     /// A disk's; a loop that outgrows its bounds.
     pub fn relieve(&mut self, now_ns: u64) -> Result<bool> {
+        self.tell_aside();
         let overdue = self.is_overdue(now_ns);
         let mut worked = self.poll_disk()?;
         for input in 0..self.inputs.len() {

@@ -22,7 +22,7 @@
 //! - The records of one input keep their order, also of different keys, and also when the log is shared
 //!   out by key group to another number of tasks: a piece is all of one input's records with their
 //!   groups, and each task picks its own.
-//! - At most [`LOG_BYTES_MAX`] are kept for one snapshot; a log above that fails its snapshot, which is
+//! - At most [`LOG_BYTES_MAX`], as [`Weight`] counts them, are kept for one snapshot; a log above that fails its snapshot, which is
 //!   counted.
 
 use std::collections::VecDeque;
@@ -32,6 +32,7 @@ use crate::error::Error;
 use crate::id::{KEY_GROUPS, KeyGroup, SnapshotId, StateSlot};
 use crate::record::{Buffer, Data, Record};
 use crate::state::{Drained, OperatorState, SCHEMA_LOG, StateWriter};
+use crate::weight::Weight;
 
 /// Which task the records of one input belong to.
 pub enum Share<T> {
@@ -55,8 +56,11 @@ pub struct Log<T> {
     open: VecDeque<Snapshot<T>>,
     restored: Vec<T>,
     replay: Buffer<T>,
+    weight: Weight<T>,
     /// Records copied so far, of all snapshots.
     logged: u64,
+    /// Their bytes, about.
+    logged_bytes: u64,
     /// Snapshots whose log could not be kept.
     failed: u64,
 }
@@ -79,7 +83,8 @@ impl<T: Record> Log<T> {
     #[must_use]
     pub fn new(copy: Copy, shares: Vec<Share<T>>) -> Self {
         let (open, restored, replay) = (VecDeque::new(), Vec::new(), Buffer::with_capacity(0));
-        Self { copy, shares, open, restored, replay, logged: 0, failed: 0 }
+        let weight = Weight::default();
+        Self { copy, shares, open, restored, replay, weight, logged: 0, logged_bytes: 0, failed: 0 }
     }
 
     /// Begins the log of `snapshot`, whose trigger has come.
@@ -99,7 +104,9 @@ impl<T: Record> Log<T> {
     /// Copies what a late input has brought.
     pub fn append(&mut self, input: usize, records: &[T]) {
         let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
-        open.bytes += size_of_val(records);
+        self.weight.look(records);
+        let bytes = records.len() * self.weight.record_bytes();
+        open.bytes += bytes;
         if open.bytes > LOG_BYTES_MAX {
             open.records.iter_mut().for_each(|records| *records = Vec::new());
             self.failed += 1;
@@ -111,21 +118,30 @@ impl<T: Record> Log<T> {
         }
         open.records[input].extend_from_slice(records);
         self.logged += records.len() as u64;
+        self.logged_bytes += bytes as u64;
     }
 
     /// Of what was appended last, the last `count` records were not taken after all.
     pub fn retract(&mut self, input: usize, count: usize) {
         let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
         let kept = open.records[input].len() - count;
-        open.bytes -= size_of_val(&open.records[input][kept..]);
+        let bytes = count * self.weight.record_bytes();
+        open.bytes -= bytes;
         open.records[input].truncate(kept);
         self.logged -= count as u64;
+        self.logged_bytes -= bytes as u64;
     }
 
     /// Records copied so far, of all snapshots.
     #[must_use]
     pub fn logged(&self) -> u64 {
         self.logged
+    }
+
+    /// Bytes of those, about.
+    #[must_use]
+    pub fn logged_bytes(&self) -> u64 {
+        self.logged_bytes
     }
 
     /// Snapshots so far whose log could not be kept.

@@ -108,6 +108,8 @@ pub struct Setting {
     pub loop_bytes_max: usize,
     /// Bytes going round in the whole loop above which nothing more is let into it.
     pub flight_bytes_max: usize,
+    /// Bytes in the channels of the whole loop above which records that have grown in it are an error.
+    pub aloft_bytes_max: usize,
 }
 
 /// What an inbox did besides handing on.
@@ -117,7 +119,7 @@ pub struct Measured {
     pub spilled: Spilled,
     /// Records it copied to logs.
     pub logged_records: u64,
-    /// Bytes of those, without what they own on the heap.
+    /// Bytes of those, with what they own on the heap, about.
     pub logged_bytes: u64,
     /// Snapshots that were given up because more was in transit than a log holds.
     pub logs_failed: u64,
@@ -153,6 +155,8 @@ pub struct Inbox<T: Record> {
     due: Option<SnapshotId>,
     /// Records taken from inside the loop whose effects may not all be sent yet.
     unsettled: usize,
+    /// Records from inside the loop that were last told to be set aside.
+    told_aside: usize,
     /// Whether every regular input of the loop's entrance has ended.
     ending: bool,
 }
@@ -176,6 +180,7 @@ impl<T: Record> Inbox<T> {
             due: None,
             has_back_edges: kinds.contains(&InputKind::BackEdge),
             unsettled: 0,
+            told_aside: 0,
             ending: false,
         }
     }
@@ -199,6 +204,7 @@ impl<T: Record> Inbox<T> {
             loop_limit: String::new(),
             loop_bytes_max: 0,
             flight_bytes_max: 0,
+            aloft_bytes_max: 0,
         };
         Self::new(rings.into_iter().map(input).collect(), log, setting)
     }
@@ -213,7 +219,7 @@ impl<T: Record> Inbox<T> {
     pub fn measured(&self) -> Measured {
         let mut measured = Measured {
             logged_records: self.log.logged(),
-            logged_bytes: self.log.logged() * size_of::<T>() as u64,
+            logged_bytes: self.log.logged_bytes(),
             logs_failed: self.log.failed(),
             timeouts_refused: self.timed.refused,
             spilled: Spilled::default(),
@@ -274,6 +280,7 @@ impl<T: Record> Inbox<T> {
 
     /// The entrance of a loop: whether the loop is empty, where that matters.
     fn watch_loop(&mut self) -> Result<Option<Pulled>> {
+        self.check_grown()?;
         let Some(flight) = &self.setting.flight else { return Ok(None) };
         if self.ending && flight.is_over() {
             self.ending = false;
@@ -307,7 +314,8 @@ impl<T: Record> Inbox<T> {
 
     /// Whether so much goes round in the whole loop that nothing more is to enter it here.
     fn is_loop_full(&self) -> bool {
-        let records_max = self.setting.flight_bytes_max / size_of::<T>().max(1);
+        let records = self.inputs.iter().map(|input| input.backlog.record_bytes());
+        let records_max = self.setting.flight_bytes_max / records.max().unwrap_or(1);
         let flight = self.setting.flight.as_ref().filter(|_| self.has_back_edges);
         flight.is_some_and(|flight| flight.is_full(records_max as u64, self.aligner.captured()))
     }
@@ -339,6 +347,7 @@ impl<T: Record> Inbox<T> {
     }
 
     fn read_each(&mut self, stage: &mut dyn Stage<T>) -> Result<Pulled> {
+        self.tell_aside();
         let mut worked = self.poll_disk()?;
         let (full, loop_full) = (self.is_full(), self.is_loop_full());
         for _ in 0..self.inputs.len() {
@@ -377,6 +386,9 @@ impl<T: Record> Inbox<T> {
         let control = match ring.poll(self.records_max) {
             Polled::Empty | Polled::Closed => return Ok(Pulled::Nothing),
             Polled::Records(mut records) => {
+                if self.has_back_edges {
+                    backlog.weigh(records.as_slice());
+                }
                 let admitted = self.aligner.admit(input, Arrival::Records);
                 let verdict = admitted.map_err(|error| fault(&self.setting, &error))?;
                 assert_ne!(verdict, Verdict::Block, "input {input} is not blocked");

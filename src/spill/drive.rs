@@ -134,7 +134,9 @@ impl<T: Record> Backlog<T> {
         };
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(Box::new(SpillFile::create(place.clone(), self.disk_bytes)?)),
+            none => {
+                none.insert(Box::new(SpillFile::create(place.clone(), self.limits.disk_bytes)?))
+            }
         };
         let mut records = mem::replace(held, Buffer::with_capacity(0)).into_vec();
         let count = records.len();

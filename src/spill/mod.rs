@@ -14,10 +14,10 @@
 //! Invariants
 //! - What comes out is what went in: records and marks in their order, each once. Nothing that went
 //!   in is dropped; without room nothing goes in, and the caller leaves it where it is.
-//! - Records in memory, counted as their number times `size_of::<T>()` (at least 1 byte; what a
-//!   record owns on the heap is *not* counted), never exceed `memory_bytes`, or
-//!   [`SPILL_RECORDS_MIN`] records if that is more. Chunks being written or read count as in memory.
-//!   The spill file never exceeds `disk_bytes`.
+//! - Records in memory, counted as their number times their [`Weight`], never exceed `memory_bytes`, or
+//!   [`SPILL_RECORDS_MIN`] records if that is more, while the weight stays: where it grows, what is too
+//!   much goes to disk. Chunks being written or read count as in memory. The spill file never exceeds
+//!   `disk_bytes`.
 //! - With a place to spill to, [`SPILL_READ_AHEAD_CHUNKS`] chunks of the budget are kept from
 //!   [`Backlog::push`], so that reading back never waits for room.
 //! - Only whole chunks are spilled: never the one being filled, never the first
@@ -76,11 +76,12 @@ use crate::config::{
 };
 use crate::id::SnapshotId;
 use crate::record::{Batch, Buffer, Control, Record};
+use crate::weight::Weight;
 
 /// The budget of one backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of records in memory, counted without what they own on the heap.
+    /// Bytes of records in memory, with what they own on the heap, about: see [`Weight`].
     pub memory_bytes: usize,
     /// Bytes of the spill file; 0: never to disk.
     pub disk_bytes: u64,
@@ -137,10 +138,11 @@ pub struct Backlog<T> {
     moving_records: usize,
     /// Chunks being written, on disk, or being read.
     away_chunks: usize,
+    limits: Limits,
+    weight: Weight<T>,
     sizes: Sizes,
     /// An empty vector kept for the next chunk to be filled.
     spare: Vec<T>,
-    disk_bytes: u64,
     /// Where to spill; `None`: never.
     place: Option<Place>,
     file: Option<Box<SpillFile>>,
@@ -167,7 +169,6 @@ enum Phase {
 /// The budget in records.
 #[derive(Clone, Copy)]
 struct Sizes {
-    record_bytes: usize,
     chunk: usize,
     /// In memory, for [`Backlog::push`] to fill.
     push_max: usize,
@@ -181,12 +182,12 @@ impl Sizes {
         let total = (memory_bytes / record_bytes).max(SPILL_RECORDS_MIN);
         let chunk = (SPILL_CHUNK_BYTES / record_bytes).min(total / SPILL_RECORDS_MIN).max(1);
         if !spills {
-            return Self { record_bytes, chunk, push_max: total, held_max: usize::MAX };
+            return Self { chunk, push_max: total, held_max: usize::MAX };
         }
         let push_max = total - SPILL_READ_AHEAD_CHUNKS * chunk;
         let held_max = push_max - SPILL_WRITES_MAX * chunk;
         assert!(held_max > SPILL_READ_AHEAD_CHUNKS * chunk, "{total} records, {chunk} a chunk");
-        Self { record_bytes, chunk, push_max, held_max }
+        Self { chunk, push_max, held_max }
     }
 }
 
@@ -203,9 +204,10 @@ impl<T: Record> Backlog<T> {
             held_records: 0,
             moving_records: 0,
             away_chunks: 0,
+            limits,
             sizes: Sizes::new(size_of::<T>(), limits.memory_bytes, place.is_some()),
+            weight: Weight::default(),
             spare: Vec::new(),
-            disk_bytes: limits.disk_bytes,
             place,
             file: None,
             done: Vec::new(),
@@ -229,7 +231,24 @@ impl<T: Record> Backlog<T> {
     /// Bytes of the records in memory, as the budget counts them.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        (self.held_records + self.moving_records) * self.sizes.record_bytes
+        (self.held_records + self.moving_records) * self.weight.record_bytes()
+    }
+
+    /// Bytes of one record, about.
+    #[inline]
+    #[must_use]
+    pub fn record_bytes(&self) -> usize {
+        self.weight.record_bytes()
+    }
+
+    /// Learns from records that come by, or are about to be [pushed](Self::push), what they weigh, and
+    /// what there is [`room`](Self::room) for.
+    #[inline]
+    pub fn weigh(&mut self, records: &[T]) {
+        if self.weight.look(records) {
+            let bytes = self.weight.record_bytes();
+            self.sizes = Sizes::new(bytes, self.limits.memory_bytes, self.place.is_some());
+        }
     }
 
     /// Whether nothing of it is on disk or on its way there or back.
