@@ -22,6 +22,7 @@ use tidegate::jobs;
 use tidegate::operator::sink::FoldSink;
 use tidegate::operator::source::Generator;
 use tidegate::operator::split::Side;
+use tidegate::record::Collector;
 use tidegate::stream::Job;
 use tidegate::workload::paper::expected_checksum;
 
@@ -116,7 +117,7 @@ fn slow(rounds: u64, slow_records: u64) {
     for round in 1..=rounds {
         for (name, mode) in [("blocked", Mode::Abs), ("timed 5 ms", UNALIGNED)] {
             let job = Job::new("slow input");
-            let make = |index, out: &mut Vec<u64>| out.push(index);
+            let make = |index, out: &mut Collector<u64>| out.push(index);
             let slow = job.source("slow source", Generator::new("slow", slow_records, make));
             let slow = slow.parallelism(1).rebalance().map("slow", move |n| {
                 burn(per_record);
@@ -185,7 +186,7 @@ fn stall(rounds: u64, slow_records: u64) {
             let buckets: Arc<Vec<AtomicU64>> =
                 Arc::new((0..(seconds * 300.0) as usize).map(|_| AtomicU64::new(0)).collect());
             let job = Job::new("long alignment");
-            let make = |index, out: &mut Vec<u64>| out.push(index);
+            let make = |index, out: &mut Collector<u64>| out.push(index);
             let slow = job.source("slow source", Generator::new("slow", slow_records, make));
             let slow = slow.parallelism(1).rebalance().map("slow", move |n| {
                 burn(per_record);

@@ -16,6 +16,7 @@ use tidegate::error::Result;
 use tidegate::operator::sink::Collect;
 use tidegate::operator::source::Generator;
 use tidegate::operator::split::Side;
+use tidegate::record::Collector;
 use tidegate::stream::Job;
 
 const NUMBERS: u64 = 20_000;
@@ -27,7 +28,7 @@ fn next(at: u64) -> u64 {
 fn main() -> Result<ExitCode> {
     let job = Job::new("collatz");
     let (sink, results) = Collect::new();
-    let numbers = |index, out: &mut Vec<u64>| out.push(index + 1);
+    let numbers = |index, out: &mut Collector<u64>| out.push(index + 1);
     job.source("numbers", Generator::new("1 to N", NUMBERS, numbers))
         // The number, where it is now, and its steps so far.
         .map("begin", |number| (number, number, 0_u64))

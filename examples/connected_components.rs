@@ -18,6 +18,7 @@ use tidegate::error::Result;
 use tidegate::jobs::components::{Component, Message, components};
 use tidegate::operator::sink::Collect;
 use tidegate::operator::source::Generator;
+use tidegate::record::Collector;
 use tidegate::stream::Job;
 use tidegate::workload::edges::Edges;
 
@@ -27,7 +28,7 @@ const GRAPH: Edges = Edges { vertices: VERTICES, seed: 42 };
 
 fn main() -> Result<ExitCode> {
     let job = Job::new("connected components");
-    let edges = Generator::new("edges", EDGES, |index, out: &mut Vec<Message>| {
+    let edges = Generator::new("edges", EDGES, |index, out: &mut Collector<Message>| {
         let (one, other) = GRAPH.edge(index);
         out.extend([Message::neighbour(one, other), Message::neighbour(other, one)]);
     });

@@ -23,6 +23,7 @@ use tidegate::operator::process::KeyState;
 use tidegate::operator::sink::Collect;
 use tidegate::operator::source::Generator;
 use tidegate::operator::split::Side;
+use tidegate::record::Collector;
 use tidegate::stream::Job;
 use tidegate::workload::paper::mix;
 
@@ -47,7 +48,7 @@ type Delta = (u64, u64);
 fn hear(
     (vertex, delta): Delta,
     debt: &mut KeyState<'_, u64, u64>,
-    out: &mut Vec<Side<Delta, Delta>>,
+    out: &mut Collector<Side<Delta, Delta>>,
 ) {
     let (debt, links) = (debt.or_insert_with(|| 0), links(vertex));
     *debt += delta * DAMPING.0;
@@ -62,7 +63,7 @@ fn hear(
 fn main() -> Result<ExitCode> {
     let job = Job::new("pagerank");
     let (sink, results) = Collect::new();
-    let begin = |vertex, out: &mut Vec<Delta>| out.push((vertex, ONE));
+    let begin = |vertex, out: &mut Collector<Delta>| out.push((vertex, ONE));
     job.source("vertices", Generator::new("vertices", VERTICES, begin))
         .iterate("rank", |deltas| {
             deltas.key_by(|(to, _)| *to).process("hear", hear).split("route", |side| side)

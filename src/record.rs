@@ -1,7 +1,7 @@
 //! What travels between tasks: records, batches of them, and the control marks between them.
 //!
-//! Owns the bound every record meets ([`Record`]), a borrowed run of owned records ([`Batch`]) and
-//! the in-band marks ([`Control`]). Knows nothing of channels.
+//! Owns the bound every record meets ([`Record`]), a borrowed run of owned records ([`Batch`]), where user
+//! code puts those it makes ([`Collector`]), and the in-band marks ([`Control`]). Knows nothing of channels.
 //!
 //! Invariants
 //! - A [`Batch`] owns the records it still holds: each is taken out exactly once, or stays where
@@ -9,6 +9,8 @@
 //!   loses at most the record that was taken out.
 
 #![expect(unsafe_code, reason = "a batch moves records out of ring slots and buffers in place")]
+
+mod collector;
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -18,6 +20,8 @@ use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::ser::allocator::ArenaHandle;
 use rkyv::util::AlignedVec;
+
+pub use self::collector::Collector;
 
 use crate::id::SnapshotId;
 

@@ -44,7 +44,7 @@ use crate::operator::split::{Side, Split};
 use crate::operator::transform::{FlatMap, Transform};
 use crate::operator::{Downstream, Stage};
 use crate::outbox::{ByKey, RoundRobin, ToAll};
-use crate::record::{Data, Drain, Record, append};
+use crate::record::{Collector, Data, Drain, Record, append};
 use crate::state::{Declared, Evolution, KeyedTable, Migration, TypeName};
 use crate::task::SourceTask;
 pub use evolution::{Migrated, Migrations, Unmigrated};
@@ -280,11 +280,11 @@ impl<T: Record> Stream<T> {
     pub fn flat_map_into<O: Record>(
         self,
         name: &str,
-        mut expand: impl FnMut(T, &mut Vec<O>) + Clone + Send + 'static,
+        mut expand: impl FnMut(T, &mut Collector<O>) + Clone + Send + 'static,
     ) -> Stream<O> {
         self.transform(name, "flat_map", move |records, out| {
             for record in records {
-                expand(record, out);
+                expand(record, Collector::over(out));
                 if out.len() >= BATCH_RECORDS {
                     break;
                 }
@@ -570,7 +570,7 @@ impl<T: Record, S: Select<T>, M> KeyedStream<T, S, M> {
     pub fn process<V: Data, O: Record>(
         self,
         name: &str,
-        apply: impl FnMut(T, &mut KeyState<'_, S::Key, V>, &mut Vec<O>) + Clone + Send + 'static,
+        apply: impl FnMut(T, &mut KeyState<'_, S::Key, V>, &mut Collector<O>) + Clone + Send + 'static,
     ) -> Stream<O>
     where
         M: Migrations<S::Key, V>,

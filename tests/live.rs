@@ -17,6 +17,7 @@ use tidegate::error::Error;
 use tidegate::graph::Graph;
 use tidegate::operator::sink::{Collect, Collected, Files, Roll};
 use tidegate::operator::source::{StdinLines, TcpLines};
+use tidegate::record::Collector;
 use tidegate::stream::Job;
 
 /// A server on a port of its own, and a job that collects what it sends.
@@ -144,7 +145,7 @@ const CHILD_OUTPUT: &str = "TIDEGATE_TEST_STDIN_OUTPUT";
 fn child_that_copies_standard_input() {
     let Some(output) = std::env::var_os(CHILD_OUTPUT) else { return };
     let job = Job::new("copy");
-    let write = |line: &Vec<u8>, out: &mut Vec<u8>| {
+    let write = |line: &Vec<u8>, out: &mut Collector<u8>| {
         out.extend_from_slice(line);
         out.push(b'\n');
     };

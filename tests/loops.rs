@@ -30,7 +30,7 @@ use tidegate::operator::process::KeyState;
 use tidegate::operator::sink::{Collect, Collected};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::operator::split::Side;
-use tidegate::record::Record;
+use tidegate::record::{Collector, Record};
 use tidegate::stream::{Job, Stream};
 use tidegate::workload::edges::Edges;
 
@@ -122,7 +122,7 @@ fn some_edges() -> Vec<(u64, u64)> {
 
 fn messages(job: &Job) -> Stream<Message> {
     let edges = some_edges();
-    let make = move |index, out: &mut Vec<Message>| {
+    let make = move |index, out: &mut Collector<Message>| {
         let (one, other) = edges[index as usize];
         out.extend([Message::neighbour(one, other), Message::neighbour(other, one)]);
     };
@@ -181,7 +181,7 @@ fn route((number, at, steps): Walk) -> Side<Walk, (u64, u64)> {
 fn numbers(job: &Job, name: &str, records: u64) -> Stream<u64> {
     job.source(
         name,
-        Generator::new("numbers", records, |index, out: &mut Vec<u64>| out.push(index)),
+        Generator::new("numbers", records, |index, out: &mut Collector<u64>| out.push(index)),
     )
 }
 
@@ -248,16 +248,17 @@ fn trap_19_records_in_transit_are_replayed_once_through_the_same_operator() {
     const RECORDS: u64 = 60;
     in_every_way(|case| {
         let job = Job::new("passes");
-        let count =
-            |(key, left): (u64, u64), passes: &mut KeyState<'_, u64, u64>, out: &mut Vec<_>| {
-                let passes = passes.or_insert_with(|| 0);
-                *passes += 1;
-                out.push(if left == 0 {
-                    Side::Right((key, *passes))
-                } else {
-                    Side::Left((key, left - 1))
-                });
-            };
+        let count = |(key, left): (u64, u64),
+                     passes: &mut KeyState<'_, u64, u64>,
+                     out: &mut Collector<_>| {
+            let passes = passes.or_insert_with(|| 0);
+            *passes += 1;
+            out.push(if left == 0 {
+                Side::Right((key, *passes))
+            } else {
+                Side::Left((key, left - 1))
+            });
+        };
         let found = numbers(&job, "numbers", RECORDS)
             .map("begin", |key| (key, 1_000 + key))
             .iterate("again", |inside| {
@@ -464,7 +465,7 @@ fn a_loop_whose_keys_all_lead_to_one_entrance_is_not_taken_for_one_that_amplifie
         let job = Job::new("skewed");
         let pass = |(number, left): (u64, u64),
                     _: &mut KeyState<'_, u64, u64>,
-                    out: &mut Vec<_>| {
+                    out: &mut Collector<_>| {
             out.push(if left == 0 { Side::Right(number) } else { Side::Left((number, left - 1)) });
         };
         let found = numbers(&job, "numbers", RECORDS)

@@ -21,7 +21,7 @@ use tidegate::id::SnapshotId;
 use tidegate::operator::Flow;
 use tidegate::operator::sink::{Collect, Collected, Files, Roll, Sink, Writer, WriterContext};
 use tidegate::operator::source::{Generator, Read, Reader, ReaderContext, Source};
-use tidegate::record::Batch;
+use tidegate::record::{Batch, Collector};
 use tidegate::store;
 use tidegate::stream::{Job, Stream};
 use tidegate::worker::Step;
@@ -40,7 +40,7 @@ fn burn(fuse: &Fuse) {
 }
 
 fn numbers(job: &Job) -> Stream<u64> {
-    let make = |index, out: &mut Vec<u64>| out.push(index);
+    let make = |index, out: &mut Collector<u64>| out.push(index);
     job.source("numbers", Generator::new("numbers", RECORDS, make)).rate(200_000.0)
 }
 
@@ -254,7 +254,7 @@ impl Source for Malformed {
 struct MalformedReader(u64);
 
 impl Reader<u64> for MalformedReader {
-    fn read(&mut self, _max: usize, out: &mut Vec<u64>) -> Result<(Read, usize)> {
+    fn read(&mut self, _max: usize, out: &mut Collector<u64>) -> Result<(Read, usize)> {
         if self.0 == 500 {
             return Err(Error::Input { name: "numbers".into(), reason: "500 is malformed".into() });
         }
@@ -374,7 +374,7 @@ fn a_sink_that_cannot_commit_the_last_snapshot_is_asked_again_after_a_restart() 
 fn files_job() -> Graph {
     let job = Job::new("filed");
     let roll = Roll { bytes: 0, age: Duration::ZERO };
-    let format = |(key, count): &Update, out: &mut Vec<u8>| {
+    let format = |(key, count): &Update, out: &mut Collector<u8>| {
         out.extend_from_slice(format!("{key} {count}\n").as_bytes());
     };
     counted(numbers(&job)).sink("out", Files::new("/out", roll, format));

@@ -12,6 +12,7 @@ use tidegate::error::Error;
 use tidegate::graph::Graph;
 use tidegate::operator::sink::{Collect, Collected};
 use tidegate::operator::source::Generator;
+use tidegate::record::Collector;
 use tidegate::stream::Job;
 
 const RECORDS: u64 = 40_000;
@@ -22,7 +23,7 @@ const RECORDS: u64 = 40_000;
 /// ```
 fn job() -> (Graph, Collected<u64>) {
     let job = Job::new("detour");
-    let make = |index, out: &mut Vec<u64>| out.push(index);
+    let make = |index, out: &mut Collector<u64>| out.push(index);
     let near = job.source("near", Generator::new("near", RECORDS, make)).parallelism(1);
     let far = job.source("far", Generator::new("far", 100, make)).parallelism(1);
     let detour = far.rebalance().map("detour", |n| n + RECORDS).parallelism(2);

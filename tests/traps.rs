@@ -48,7 +48,7 @@ use tidegate::operator::sink::{Collect, Collected, Files, Roll};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::operator::split::Side;
 use tidegate::operator::{Flow, Output, Part, Stage, Trace, Visitor};
-use tidegate::record::{Batch, Control};
+use tidegate::record::{Batch, Collector, Control};
 use tidegate::state::{Drained, OperatorState, StateWriter};
 use tidegate::stream::{Job, Stream};
 use tidegate::task::{Head, Progress, Task};
@@ -58,7 +58,7 @@ type Update = (u64, u64);
 fn numbers(job: &Job, name: &str, records: u64) -> Stream<u64> {
     job.source(
         name,
-        Generator::new("numbers", records, |index, out: &mut Vec<u64>| out.push(index)),
+        Generator::new("numbers", records, |index, out: &mut Collector<u64>| out.push(index)),
     )
 }
 
@@ -464,7 +464,7 @@ fn trap_17_two_runs_of_one_schedule_write_the_same_snapshot_bytes() {
 
 fn files_job(records: u64) -> Graph {
     let job = Job::new("files");
-    let format = |(key, count): &Update, out: &mut Vec<u8>| {
+    let format = |(key, count): &Update, out: &mut Collector<u8>| {
         out.extend_from_slice(format!("{key} {count}\n").as_bytes());
     };
     let roll = Roll { bytes: 0, age: Duration::ZERO };

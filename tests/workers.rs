@@ -23,7 +23,7 @@ use tidegate::id::SnapshotId;
 use tidegate::operator::Flow;
 use tidegate::operator::sink::{Collect, Collected, Sink, Writer, WriterContext};
 use tidegate::operator::source::{Generator, Items};
-use tidegate::record::Batch;
+use tidegate::record::{Batch, Collector};
 use tidegate::store;
 use tidegate::stream::{Job, Stream};
 use tidegate::worker::Step;
@@ -121,7 +121,7 @@ fn with_snapshots(test: impl Fn(&Config)) {
 }
 
 fn numbers(job: &Job) -> Stream<u64> {
-    let make = |index, out: &mut Vec<u64>| out.push(index);
+    let make = |index, out: &mut Collector<u64>| out.push(index);
     job.source("numbers", Generator::new("numbers", RECORDS, make)).rate(RATE)
 }
 

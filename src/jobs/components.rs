@@ -30,6 +30,7 @@ use crate::graph::Graph;
 use crate::operator::process::KeyState;
 use crate::operator::source::{Decoded, Generator, TextFile};
 use crate::operator::split::Side;
+use crate::record::Collector;
 use crate::stream::{Job, Stream};
 use crate::workload::edges::Edges;
 use crate::workload::words::words;
@@ -145,7 +146,7 @@ struct Vertex {
 type Sent = Side<Message, Update>;
 
 /// A vertex is told something.
-fn hear(message: Message, state: &mut KeyState<'_, u64, Vertex>, out: &mut Vec<Sent>) {
+fn hear(message: Message, state: &mut KeyState<'_, u64, Vertex>, out: &mut Collector<Sent>) {
     let Message { vertex, number, kind } = message;
     let known = state.get().map(|known| known.label);
     let own = || Vertex { label: vertex, neighbours: Vec::new() };
@@ -201,12 +202,12 @@ pub fn updates(messages: Stream<Message>) -> Stream<(u64, u64)> {
     )
 }
 
-fn tell_both((one, other): (u64, u64), out: &mut Vec<Message>) {
+fn tell_both((one, other): (u64, u64), out: &mut Collector<Message>) {
     out.extend([Message::neighbour(one, other), Message::neighbour(other, one)]);
 }
 
 /// The edge on `line`, if there is one.
-fn decode(line: &[u8], out: &mut Vec<Message>) -> Decoded {
+fn decode(line: &[u8], out: &mut Collector<Message>) -> Decoded {
     let mut words = words(line);
     let Some(first) = words.next().filter(|word| word[0] != b'#') else { return Ok(()) };
     let vertex = |word: &[u8]| std::str::from_utf8(word).ok()?.parse().ok();
@@ -224,13 +225,13 @@ fn decode(line: &[u8], out: &mut Vec<Message>) -> Decoded {
     Ok(())
 }
 
-fn write_component((vertex, component): &(u64, Component), out: &mut Vec<u8>) {
+fn write_component((vertex, component): &(u64, Component), out: &mut Collector<u8>) {
     write_number(*vertex, b'\t', out);
     write_number(component.label, b'\t', out);
     write_number(component.degree, b'\n', out);
 }
 
-fn write_update((vertex, label): &(u64, u64), out: &mut Vec<u8>) {
+fn write_update((vertex, label): &(u64, u64), out: &mut Collector<u8>) {
     write_number(*vertex, b'\t', out);
     write_number(*label, b'\n', out);
 }
@@ -270,7 +271,8 @@ impl Components {
                     });
                 }
                 let (list, edges) = (*list, self.limit.map_or(*edges, |limit| limit.min(*edges)));
-                let make = move |index, out: &mut Vec<Message>| tell_both(list.edge(index), out);
+                let make =
+                    move |index, out: &mut Collector<Message>| tell_both(list.edge(index), out);
                 let identity = format!("of edges between {vertices} vertices, seed {seed}");
                 job.source("edges", Generator::new(identity, edges, make))
             }
@@ -294,7 +296,7 @@ mod tests {
             ("  #1 2", vec![]),
         ] {
             let mut out = Vec::new();
-            assert_eq!(decode(line.as_bytes(), &mut out), Ok(()), "{line:?}");
+            assert_eq!(decode(line.as_bytes(), Collector::over(&mut out)), Ok(()), "{line:?}");
             let expected = edges.iter().map(|&(one, other)| Message::neighbour(one, other));
             assert_eq!(out, expected.collect::<Vec<_>>(), "{line:?}");
         }
@@ -303,10 +305,12 @@ mod tests {
     #[test]
     fn any_other_line_is_refused_and_shown() {
         for line in ["1", "1 2 3", "a b", "1 -2", "1 18446744073709551616", "1,2", "1 \u{661}"] {
-            let refusal = decode(line.as_bytes(), &mut Vec::new()).expect_err(line);
+            let refusal =
+                decode(line.as_bytes(), Collector::over(&mut Vec::new())).expect_err(line);
             assert!(refusal.contains(&format!("'{line}'")), "{refusal}");
         }
-        let refusal = decode(&[b'x'; 5000], &mut Vec::new()).expect_err("too long to show");
+        let refusal =
+            decode(&[b'x'; 5000], Collector::over(&mut Vec::new())).expect_err("too long to show");
         assert!(refusal.len() < 200, "{refusal}");
     }
 }

@@ -13,7 +13,7 @@ pub mod word_count;
 use std::path::PathBuf;
 
 use crate::operator::sink::{Console, Files, Roll};
-use crate::record::Record;
+use crate::record::{Collector, Record};
 use crate::stream::{Job, Stream};
 
 /// Which results are emitted.
@@ -40,7 +40,7 @@ impl Output {
     pub fn take<T: Record>(
         &self,
         results: Stream<T>,
-        write_line: impl Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static,
+        write_line: impl Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static,
     ) {
         match &self.directory {
             Some(directory) => results.sink("out", Files::new(directory, self.roll, write_line)),
@@ -66,7 +66,7 @@ fn paced<T: Record>(stream: Stream<T>, rate: Option<f64>) -> Stream<T> {
 }
 
 /// Appends `number` and what follows it.
-fn write_number(number: u64, behind: u8, out: &mut Vec<u8>) {
+fn write_number(number: u64, behind: u8, out: &mut Collector<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     out.push(behind);
 }

@@ -8,6 +8,7 @@ use crate::graph::Graph;
 use crate::operator::process::KeyState;
 use crate::operator::sink::{FoldSink, Folded};
 use crate::operator::source::Generator;
+use crate::record::Collector;
 use crate::stream::Job;
 use crate::workload::paper::{checksum_term, key, key2, key3, value};
 
@@ -70,7 +71,7 @@ pub fn timed_job(
     let (sink, checksum) =
         FoldSink::new(|(key3, total, _): &(u64, u64, u64)| checksum_term(*key3, *total));
     let sink = Noted::new(sink, |(_, _, due_ns)| *due_ns, arrivals.clone());
-    let make = |index, due_ns, out: &mut Vec<(u64, u64)>| out.push((index, due_ns));
+    let make = |index, due_ns, out: &mut Collector<(u64, u64)>| out.push((index, due_ns));
     job.source("source", Timed::new("indices", timetable, workers, make))
         .map("map", move |(index, due_ns)| {
             let key = key(index, keys);

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::operator::source::{Read, Reader, ReaderContext, Source};
-use crate::record::Record;
+use crate::record::{Collector, Record};
 
 /// What is sent first is not measured: caches, tables and the machine's clock rate are cold.
 const WARM_UP_NS_MAX: u64 = 1_000_000_000;
@@ -142,7 +142,7 @@ pub struct Timed<T, F> {
     record: std::marker::PhantomData<fn() -> T>,
 }
 
-impl<T: Record, F: Fn(u64, u64, &mut Vec<T>) + Send + Sync + 'static> Timed<T, F> {
+impl<T: Record, F: Fn(u64, u64, &mut Collector<T>) + Send + Sync + 'static> Timed<T, F> {
     /// As many lanes as there are tasks of it, at least one.
     ///
     /// # Panics
@@ -155,7 +155,7 @@ impl<T: Record, F: Fn(u64, u64, &mut Vec<T>) + Send + Sync + 'static> Timed<T, F
     }
 }
 
-impl<T: Record, F: Fn(u64, u64, &mut Vec<T>) + Send + Sync + 'static> Source for Timed<T, F> {
+impl<T: Record, F: Fn(u64, u64, &mut Collector<T>) + Send + Sync + 'static> Source for Timed<T, F> {
     type Item = T;
 
     fn identity(&self, _context: &ReaderContext) -> Result<String> {
@@ -189,8 +189,8 @@ struct Lane<F> {
     make: Arc<F>,
 }
 
-impl<T, F: Fn(u64, u64, &mut Vec<T>) + Send + Sync> Reader<T> for Lane<F> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+impl<T, F: Fn(u64, u64, &mut Collector<T>) + Send + Sync> Reader<T> for Lane<F> {
+    fn read(&mut self, max: usize, out: &mut Collector<T>) -> Result<(Read, usize)> {
         Ok(self.read_at(clock::now_ns(), max, out))
     }
 
@@ -200,9 +200,9 @@ impl<T, F: Fn(u64, u64, &mut Vec<T>) + Send + Sync> Reader<T> for Lane<F> {
 }
 
 impl<F> Lane<F> {
-    fn read_at<T>(&mut self, now_ns: u64, max: usize, out: &mut Vec<T>) -> (Read, usize)
+    fn read_at<T>(&mut self, now_ns: u64, max: usize, out: &mut Collector<T>) -> (Read, usize)
     where
-        F: Fn(u64, u64, &mut Vec<T>),
+        F: Fn(u64, u64, &mut Collector<T>),
     {
         let Timing { loaded, records, .. } = self.timetable.timing;
         if loaded == 0 {
@@ -252,11 +252,11 @@ mod tests {
 
     type Sent = (u64, u64);
 
-    fn push(index: u64, due_ns: u64, out: &mut Vec<Sent>) {
+    fn push(index: u64, due_ns: u64, out: &mut Collector<Sent>) {
         out.push((index, due_ns));
     }
 
-    type Make = fn(u64, u64, &mut Vec<Sent>);
+    type Make = fn(u64, u64, &mut Collector<Sent>);
 
     fn lane(timetable: &Timetable, lane: u64, lanes: u64) -> Lane<Make> {
         let (timetable, make) = (timetable.clone(), Arc::new(push as Make));
@@ -265,7 +265,7 @@ mod tests {
 
     fn read(lane: &mut Lane<Make>, now_ns: u64) -> (Read, Vec<Sent>) {
         let mut out = Vec::new();
-        let (read, count) = lane.read_at(now_ns, usize::MAX, &mut out);
+        let (read, count) = lane.read_at(now_ns, usize::MAX, Collector::over(&mut out));
         assert_eq!(count, out.len());
         (read, out)
     }
@@ -305,7 +305,7 @@ mod tests {
                 // Records that are due by then leave later.
                 let mut out = Vec::new();
                 if timetable.sendable(now_us * 1_000) > only.next {
-                    only.read_at(now_us * 1_000 + behind_ns, 1, &mut out);
+                    only.read_at(now_us * 1_000 + behind_ns, 1, Collector::over(&mut out));
                 }
             }
             assert_eq!(timetable.is_late(), late, "{behind_ns}");

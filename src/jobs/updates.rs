@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::operator::process::KeyState;
 use crate::operator::sink::{FoldSink, Folded};
+use crate::record::Collector;
 use crate::stream::Job;
 use crate::workload::updates::{Draw, expected_checksum, update, update_term};
 
@@ -83,7 +84,7 @@ fn job<const WORDS: usize>(draw: Arc<Draw>, timing: Timing, workers: usize) -> R
         FoldSink::new(|(key, word, _): &(u64, u64, u64)| update_term(*key, *word));
     let sink = Noted::new(sink, |(_, _, due_ns)| *due_ns, arrivals.clone());
     let (keys, drawn) = (draw.keys(), draw.clone());
-    let make = move |index: u64, due_ns, out: &mut Vec<(u64, u64)>| {
+    let make = move |index: u64, due_ns, out: &mut Collector<(u64, u64)>| {
         let key = index.checked_sub(keys).map_or(index, |index| drawn.key(index));
         out.push((key, due_ns));
     };

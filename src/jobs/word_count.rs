@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::operator::source::{Generator, TextFile};
+use crate::record::Collector;
 use crate::stream::Job;
 use crate::workload::words::words;
 use crate::workload::zipf::{VOCABULARY_DEFAULT, WORDS_PER_LINE_DEFAULT, ZipfText};
@@ -45,7 +46,7 @@ pub fn generated_text() -> ZipfText {
     ZipfText::new(GENERATED_SEED, VOCABULARY_DEFAULT, WORDS_PER_LINE_DEFAULT)
 }
 
-fn write_line((word, count): &(Word, u64), out: &mut Vec<u8>) {
+fn write_line((word, count): &(Word, u64), out: &mut Collector<u8>) {
     out.extend_from_slice(word);
     out.push(b'\t');
     write_number(*count, b'\n', out);
@@ -60,7 +61,7 @@ impl WordCount {
         let job = Job::new("word-count");
         name_options(&job, self.emit, self.limit);
         let decode =
-            |line: &[u8], out: &mut Vec<Word>| out.extend(words(line).map(Word::from_slice));
+            |line: &[u8], out: &mut Collector<Word>| out.extend(words(line).map(Word::from_slice));
         let words = match &self.input {
             Some(path) => {
                 let mut file = TextFile::open(path, disk)?;
@@ -71,7 +72,7 @@ impl WordCount {
             }
             None => {
                 let text = generated_text();
-                let make = move |index, out: &mut Vec<Word>| {
+                let make = move |index, out: &mut Collector<Word>| {
                     let mut line = Vec::with_capacity(256);
                     text.line(index, &mut line);
                     decode(&line, out);

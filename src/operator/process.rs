@@ -5,7 +5,7 @@ use super::{Downstream, Flow, Probe, Stage, Visitor};
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
 use crate::key::Key;
-use crate::record::{Batch, Data};
+use crate::record::{Batch, Collector, Data};
 use crate::state::KeyedTable;
 
 /// The state of the key at hand.
@@ -77,7 +77,7 @@ where
     V: Data,
     O: Send,
     S: Select<T, Key = K>,
-    F: FnMut(T, &mut KeyState<'_, K, V>, &mut Vec<O>) + Send,
+    F: FnMut(T, &mut KeyState<'_, K, V>, &mut Collector<O>) + Send,
 {
     fn process(&mut self, input: &mut Batch<'_, T>) -> Result<Flow> {
         loop {
@@ -88,7 +88,7 @@ where
                 return Ok(Flow::Done);
             }
             self.probe.enter();
-            let (apply, out) = (&mut self.apply, self.downstream.fill());
+            let (apply, out) = (&mut self.apply, Collector::over(self.downstream.fill()));
             let mut drain = input.drain(BATCH_RECORDS);
             while drain.len() > 0 && out.len() < BATCH_RECORDS {
                 let calls = self.keyed.chunk(&mut drain, |select, table, hash, record| {

@@ -8,7 +8,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use tidegate::graph::Graph;
 use tidegate::operator::sink::{Collect, Collected};
 use tidegate::operator::source::Generator;
-use tidegate::record::Data;
+use tidegate::record::{Collector, Data};
 use tidegate::stream::{Job, Stream};
 
 /// Numbers from 0 on.
@@ -36,7 +36,7 @@ pub struct Found<C, L> {
 }
 
 fn numbers(job: &Job) -> Stream<u64> {
-    let make = |index, out: &mut Vec<u64>| out.push(index);
+    let make = |index, out: &mut Collector<u64>| out.push(index);
     job.source("numbers", Generator::new("numbers", RECORDS, make)).rate(200_000.0)
 }
 

@@ -17,6 +17,7 @@ use tidegate::operator::process::KeyState;
 use tidegate::operator::sink::{Collect, Collected, Files, Roll};
 use tidegate::operator::source::{Generator, Items};
 use tidegate::operator::split::Side;
+use tidegate::record::Collector;
 use tidegate::stream::{Job, Stream};
 
 use crate::common::random::{Random, mix};
@@ -94,7 +95,7 @@ pub fn draw(random: &mut Random) -> Simulated {
         bytes: random.pick(&[0, 64, 1 << 30]),
         age: random.pick(&[Duration::ZERO, Duration::MAX]),
     };
-    let format = |update: &Update, out: &mut Vec<u8>| {
+    let format = |update: &Update, out: &mut Collector<u8>| {
         writeln!(out, "{}\t{}\t{}", update.0, update.1, update.2).expect("memory takes it");
     };
     updates.clone().sink("files", Files::new("/out", roll, format));
@@ -201,10 +202,11 @@ impl Shape<'_> {
             7 => {
                 let name = self.name("counted");
                 let keyed = stream.key_by(|value| value % 7);
-                let count = |value, count: &mut KeyState<'_, u64, u64>, out: &mut Vec<u64>| {
-                    *count.or_insert_with(|| 0) += 1;
-                    out.push(value);
-                };
+                let count =
+                    |value, count: &mut KeyState<'_, u64, u64>, out: &mut Collector<u64>| {
+                        *count.or_insert_with(|| 0) += 1;
+                        out.push(value);
+                    };
                 (keyed.process(&name, count), values)
             }
             9.. => self.draw_loop(stream, &values),
@@ -221,7 +223,7 @@ impl Shape<'_> {
         let name = self.name("loop");
         let [enter, step, route] = ["enter", "step", "route"].map(|kind| self.name(kind));
         let fuse = self.fuse.clone();
-        let once = move |value: u64, out: &mut Vec<u64>| {
+        let once = move |value: u64, out: &mut Collector<u64>| {
             burn(&fuse);
             round(value, out);
         };
@@ -278,7 +280,7 @@ impl Shape<'_> {
             }
         });
         let mut expected = Vec::new();
-        values.iter().for_each(|value| rounds(begin(*value), &mut expected));
+        values.iter().for_each(|value| rounds(begin(*value), Collector::over(&mut expected)));
         (out, expected)
     }
 
@@ -290,7 +292,7 @@ impl Shape<'_> {
         let stream = if self.random.one_in(4) {
             self.job.source(&name, Items::new("drawn", move || made.clone().into_iter()))
         } else {
-            let make = move |index, out: &mut Vec<u64>| out.push(mix(index ^ salt) >> 8);
+            let make = move |index, out: &mut Collector<u64>| out.push(mix(index ^ salt) >> 8);
             self.job.source(&name, Generator::new("drawn", records, make))
         };
         let rate = self.random.pick(&[None, None, Some(20_000.0), Some(100_000.0)]);
@@ -304,7 +306,7 @@ fn expand(value: u64) -> Vec<u64> {
     (0..copies).map(|copy| mix(value.wrapping_add(copy))).collect()
 }
 
-fn pass(value: u64, _: &mut KeyState<'_, u64, u64>, out: &mut Vec<u64>) {
+fn pass(value: u64, _: &mut KeyState<'_, u64, u64>, out: &mut Collector<u64>) {
     out.push(value);
 }
 
@@ -314,7 +316,7 @@ fn begin(value: u64) -> u64 {
 }
 
 /// One round: one fewer is left, now and then of two records (which then have half as many).
-fn round(value: u64, out: &mut Vec<u64>) {
+fn round(value: u64, out: &mut Collector<u64>) {
     let (rest, left) = (value / 16, value % 16);
     if left == 0 {
         out.push(value);
@@ -329,13 +331,13 @@ fn round(value: u64, out: &mut Vec<u64>) {
 }
 
 /// All rounds of one record, by recursion.
-fn rounds(value: u64, out: &mut Vec<u64>) {
+fn rounds(value: u64, out: &mut Collector<u64>) {
     if value.is_multiple_of(16) {
         out.push(value);
         return;
     }
     let mut next = Vec::new();
-    round(value, &mut next);
+    round(value, Collector::over(&mut next));
     next.into_iter().for_each(|value| rounds(value, out));
 }
 

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::operator::Flow;
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Collector, Record};
 
 /// Bytes written at once.
 const WRITE_BYTES: usize = 64 << 10;
@@ -24,7 +24,7 @@ pub struct Console<T, F> {
     record: std::marker::PhantomData<fn(T)>,
 }
 
-impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Console<T, F> {
+impl<T: Record, F: Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static> Console<T, F> {
     /// `format(record, out)` appends a record's line, with its end.
     pub fn new(format: F) -> Self {
         Self { format, record: std::marker::PhantomData }
@@ -37,7 +37,9 @@ fn write_out(bytes: &[u8]) -> Result<()> {
     written.map_err(Error::io("write to", "standard output"))
 }
 
-impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink for Console<T, F> {
+impl<T: Record, F: Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static> Sink
+    for Console<T, F>
+{
     type Item = T;
 
     fn identity(&self) -> String {
@@ -68,10 +70,10 @@ struct ConsoleWriter<F> {
     held_bytes: usize,
 }
 
-impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for ConsoleWriter<F> {
+impl<T, F: Fn(&T, &mut Collector<u8>) + Send> Writer<T> for ConsoleWriter<F> {
     fn write(&mut self, records: &mut Batch<'_, T>) -> Result<Flow> {
         for record in records.drain(usize::MAX) {
-            (self.format)(&record, &mut self.open);
+            (self.format)(&record, Collector::over(&mut self.open));
         }
         if !self.transactional {
             if self.open.len() >= WRITE_BYTES {

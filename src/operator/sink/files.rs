@@ -35,7 +35,7 @@ use crate::disk::{Completion, Disk, DiskLock, DiskQueue, FileHandle, Operation, 
 use crate::error::Result;
 use crate::id::SnapshotId;
 use crate::operator::Flow;
-use crate::record::{Batch, Data, Record};
+use crate::record::{Batch, Collector, Data, Record};
 use directory::{failed, name_of};
 
 /// Bytes handed to the disk at once.
@@ -66,7 +66,7 @@ pub struct Files<T, F> {
     record: std::marker::PhantomData<fn(T)>,
 }
 
-impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Files<T, F> {
+impl<T: Record, F: Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static> Files<T, F> {
     /// Into `directory`, made if missing. `format(record, out)` appends a record's line, with its
     /// end.
     pub fn new(directory: impl Into<PathBuf>, roll: Roll, format: F) -> Self {
@@ -84,7 +84,9 @@ struct Listed {
     length: u64,
 }
 
-impl<T: Record, F: Fn(&T, &mut Vec<u8>) + Clone + Send + Sync + 'static> Sink for Files<T, F> {
+impl<T: Record, F: Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static> Sink
+    for Files<T, F>
+{
     type Item = T;
 
     fn identity(&self) -> String {
@@ -293,7 +295,7 @@ impl<F> FilesWriter<F> {
     }
 }
 
-impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
+impl<T, F: Fn(&T, &mut Collector<u8>) + Send> Writer<T> for FilesWriter<F> {
     fn write(&mut self, records: &mut Batch<'_, T>) -> Result<Flow> {
         loop {
             if self.buffer.len() >= WRITE_BYTES {
@@ -306,7 +308,7 @@ impl<T, F: Fn(&T, &mut Vec<u8>) + Send> Writer<T> for FilesWriter<F> {
                 return Ok(Flow::Done);
             }
             for record in records.drain(256) {
-                (self.format)(&record, &mut self.buffer);
+                (self.format)(&record, Collector::over(&mut self.buffer));
             }
         }
     }

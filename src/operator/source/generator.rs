@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Read, Reader, ReaderContext, Source};
 use crate::config::BATCH_RECORDS;
 use crate::error::Result;
-use crate::record::Record;
+use crate::record::{Collector, Record};
 
 /// Splits of a generated sequence: a multiple of every common number of cores.
 const SPLITS: u32 = 64;
@@ -22,7 +22,7 @@ pub struct Generator<T, F> {
     record: PhantomData<fn() -> T>,
 }
 
-impl<T: Record, F: Fn(u64, &mut Vec<T>) + Send + Sync + 'static> Generator<T, F> {
+impl<T: Record, F: Fn(u64, &mut Collector<T>) + Send + Sync + 'static> Generator<T, F> {
     /// What `make(index, out)` pushes for each of `indices` indices. `identity` names the sequence:
     /// a snapshot is only restored into a generator of the same identity and length.
     pub fn new(identity: impl Into<String>, indices: u64, make: F) -> Self {
@@ -34,7 +34,7 @@ impl<T: Record, F: Fn(u64, &mut Vec<T>) + Send + Sync + 'static> Generator<T, F>
     }
 }
 
-impl<T: Record, F: Fn(u64, &mut Vec<T>) + Send + Sync + 'static> Source for Generator<T, F> {
+impl<T: Record, F: Fn(u64, &mut Collector<T>) + Send + Sync + 'static> Source for Generator<T, F> {
     type Item = T;
 
     fn identity(&self, _context: &ReaderContext) -> Result<String> {
@@ -63,8 +63,8 @@ struct Indices<F> {
     make: Arc<F>,
 }
 
-impl<T, F: Fn(u64, &mut Vec<T>) + Send + Sync> Reader<T> for Indices<F> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+impl<T, F: Fn(u64, &mut Collector<T>) + Send + Sync> Reader<T> for Indices<F> {
+    fn read(&mut self, max: usize, out: &mut Collector<T>) -> Result<(Read, usize)> {
         let (start, end) = (self.next, self.end.min(self.next.saturating_add(max as u64)));
         while self.next < end && out.len() < BATCH_RECORDS {
             (self.make)(self.next, out);
@@ -127,7 +127,7 @@ struct Counted<I> {
 }
 
 impl<T, I: Iterator<Item = T> + Send> Reader<T> for Counted<I> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+    fn read(&mut self, max: usize, out: &mut Collector<T>) -> Result<(Read, usize)> {
         let (before, max) = (out.len(), max.min(BATCH_RECORDS));
         out.extend(self.items.by_ref().take(max));
         let count = out.len() - before;

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use super::{Read, Reader, ReaderContext, Source};
 use crate::config::{BATCH_RECORDS, LINE_BYTES_MAX};
 use crate::error::{Error, Result};
+use crate::record::Collector;
 
 const CHUNK_BYTES: usize = 64 << 10;
 /// Longest wait for one address to answer, while nothing of the job runs yet.
@@ -245,7 +246,7 @@ impl<S: io::Read + AsFd> LiveLines<S> {
 }
 
 impl<S: io::Read + AsFd + Send> Reader<Vec<u8>> for LiveLines<S> {
-    fn read(&mut self, max: usize, out: &mut Vec<Vec<u8>>) -> Result<(Read, usize)> {
+    fn read(&mut self, max: usize, out: &mut Collector<Vec<u8>>) -> Result<(Read, usize)> {
         let max = max.min(BATCH_RECORDS);
         while out.len() < max && !self.ended {
             let line = self.lines.next_line(<[u8]>::to_vec);
@@ -330,7 +331,7 @@ mod tests {
         let mut reader = LiveLines::new("a pipe".into(), receiver, Some(100));
         let mut read = |max| {
             let mut out = Vec::new();
-            let (read, count) = reader.read(max, &mut out).unwrap();
+            let (read, count) = reader.read(max, Collector::over(&mut out)).unwrap();
             assert_eq!(count, out.len());
             let lines = out.into_iter().map(|line| String::from_utf8(line).unwrap());
             (read, lines.collect::<Vec<_>>().join("|"), reader.offset())

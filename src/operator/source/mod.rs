@@ -29,7 +29,7 @@ use crate::config::{BATCH_RECORDS, INPUT_RECORDS_MAX};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::id::{SnapshotId, StateSlot};
-use crate::record::{Data, Record};
+use crate::record::{Collector, Data, Record};
 use crate::state::{Drained, OperatorState, StateWriter};
 
 /// How soon a source that had nothing is asked again, ns.
@@ -96,7 +96,7 @@ pub trait Reader<T>: Send {
     ///
     /// # Errors
     /// The input cannot be read or is malformed.
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)>;
+    fn read(&mut self, max: usize, out: &mut Collector<T>) -> Result<(Read, usize)>;
 
     /// Where a reader has to begin to take the first item not taken yet.
     fn offset(&self) -> u64;
@@ -292,7 +292,7 @@ impl<T: Record> SourceHead<T> {
         }
         let Some((split, reader)) = &mut self.reading else { return Ok((Read::End, 0)) };
         let out = self.downstream.fill();
-        let (read, count) = reader.read(max, out)?;
+        let (read, count) = reader.read(max, Collector::over(out))?;
         let ended = read == Read::End;
         let offset = SplitOffset { split: *split, offset: reader.offset(), ended };
         self.offsets.splits.insert(*split, offset);

@@ -15,7 +15,7 @@ use super::{Read, Reader, ReaderContext, Source};
 use crate::config::BATCH_RECORDS;
 use crate::disk::{Disk, DiskQueue, FileHandle, Operation};
 use crate::error::{Error, Result};
-use crate::record::Record;
+use crate::record::{Collector, Record};
 
 const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks being read ahead.
@@ -42,12 +42,12 @@ pub struct TextFile<T, D> {
 pub type Decoded = Result<(), String>;
 
 /// Decodes a line into itself.
-fn whole_line(line: &[u8], out: &mut Vec<Vec<u8>>) -> Decoded {
+fn whole_line(line: &[u8], out: &mut Collector<Vec<u8>>) -> Decoded {
     out.push(line.to_vec());
     Ok(())
 }
 
-impl TextFile<Vec<u8>, fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded> {
+impl TextFile<Vec<u8>, fn(&[u8], &mut Collector<Vec<u8>>) -> Decoded> {
     /// The lines of `path`, as bytes without their ends.
     ///
     /// # Errors
@@ -83,9 +83,9 @@ impl<T, D> TextFile<T, D> {
     /// Decodes each line with `decode(line, out)` in the source itself: no copy of the line.
     pub fn decode<U>(
         self,
-        decode: impl Fn(&[u8], &mut Vec<U>) + Send + Sync + 'static,
-    ) -> TextFile<U, impl Fn(&[u8], &mut Vec<U>) -> Decoded + Send + Sync + 'static> {
-        self.try_decode(move |line: &[u8], out: &mut Vec<U>| {
+        decode: impl Fn(&[u8], &mut Collector<U>) + Send + Sync + 'static,
+    ) -> TextFile<U, impl Fn(&[u8], &mut Collector<U>) -> Decoded + Send + Sync + 'static> {
+        self.try_decode(move |line: &[u8], out: &mut Collector<U>| {
             decode(line, out);
             Ok(())
         })
@@ -93,7 +93,10 @@ impl<T, D> TextFile<T, D> {
 
     /// As [`decode`](Self::decode), for lines that may be wrong: the job fails with an error that
     /// names the file and the line.
-    pub fn try_decode<U, E: Fn(&[u8], &mut Vec<U>) -> Decoded>(self, decode: E) -> TextFile<U, E> {
+    pub fn try_decode<U, E: Fn(&[u8], &mut Collector<U>) -> Decoded>(
+        self,
+        decode: E,
+    ) -> TextFile<U, E> {
         let decode = Arc::new(decode);
         TextFile { path: self.path, length: self.length, decode, record: PhantomData }
     }
@@ -151,7 +154,7 @@ fn identity_parts(length: u64) -> Vec<(u64, u64)> {
 impl<T, D> Source for TextFile<T, D>
 where
     T: Record,
-    D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync + 'static,
+    D: Fn(&[u8], &mut Collector<T>) -> Decoded + Send + Sync + 'static,
 {
     type Item = T;
 
@@ -293,8 +296,8 @@ impl<D> RangeReader<D> {
     }
 }
 
-impl<T, D: Fn(&[u8], &mut Vec<T>) -> Decoded + Send + Sync> Reader<T> for RangeReader<D> {
-    fn read(&mut self, max: usize, out: &mut Vec<T>) -> Result<(Read, usize)> {
+impl<T, D: Fn(&[u8], &mut Collector<T>) -> Decoded + Send + Sync> Reader<T> for RangeReader<D> {
+    fn read(&mut self, max: usize, out: &mut Collector<T>) -> Result<(Read, usize)> {
         let mut taken = 0;
         while taken < max && out.len() < BATCH_RECORDS {
             let position = self.position();
@@ -344,7 +347,7 @@ mod tests {
     use super::*;
     use crate::disk::MemoryDisk;
 
-    type Whole = fn(&[u8], &mut Vec<Vec<u8>>) -> Decoded;
+    type Whole = fn(&[u8], &mut Collector<Vec<u8>>) -> Decoded;
 
     const LINE: &[u8] = b"a line of sixteen\n";
 
@@ -361,7 +364,7 @@ mod tests {
     fn read_all(reader: &mut dyn Reader<Vec<u8>>) -> Result<usize> {
         let (mut lines, mut out) = (0, Vec::new());
         loop {
-            let (read, taken) = reader.read(usize::MAX, &mut out)?;
+            let (read, taken) = reader.read(usize::MAX, Collector::over(&mut out))?;
             lines += taken;
             out.clear();
             if read == Read::End {
