@@ -148,13 +148,14 @@ impl<T: Record> Inbox<T> {
         if *kind == InputKind::Regular || !backlog.is_exhausted() {
             return Ok(());
         }
-        Err(Error::Limit {
-            what: format!("what goes round in loop '{}'", self.setting.operator),
+        let loop_name = &self.setting.operator;
+        Err(self.outgrown(Error::Limit {
+            what: format!("what goes round in loop '{loop_name}'"),
             limit: self.setting.loop_limit.clone(),
             remedy: "the loop makes more records than it lets out; mend its body, or give it more \
                      memory or disk to spill to"
                 .into(),
-        })
+        }))
     }
 
     /// Nothing sets aside what is in the rings of a loop's body, and their bound is a number of records:
@@ -168,21 +169,27 @@ impl<T: Record> Inbox<T> {
             inputs.map(|input| input.backlog.record_bytes()).max().unwrap_or(0)
         };
         let (entered, back) = (heaviest(InputKind::Regular), heaviest(InputKind::BackEdge));
-        let aloft_max = self.setting.aloft_bytes_max / back.max(1);
-        if back <= 2 * entered || flight.aloft() <= aloft_max as u64 {
+        let aloft_bytes_max = self.setting.aloft_bytes_max;
+        if back <= 2 * entered || flight.aloft() <= (aloft_bytes_max / back) as u64 {
             return Ok(());
         }
-        Err(Error::Limit {
+        let loop_name = &self.setting.operator;
+        Err(self.outgrown(Error::Limit {
             what: format!(
-                "what goes round in loop '{}', records of some {back} bytes by now,",
-                self.setting.operator
+                "what goes round in loop '{loop_name}', records of some {back} bytes now,"
             ),
-            limit: format!("{} bytes in the channels of a loop", self.setting.aloft_bytes_max),
+            limit: format!("{aloft_bytes_max} bytes in the channels of a loop"),
             remedy:
                 "the loop makes its records larger than they came in; mend its body, or give it \
                      more memory to spill from"
                     .into(),
-        })
+        }))
+    }
+
+    /// Puts `error` down to the loop, and not to the operator that happened to run.
+    fn outgrown(&self, error: Error) -> Error {
+        let (operator, subtask) = (self.setting.operator.clone(), self.log.subtask());
+        Error::Operator { operator, subtask, source: Box::new(error) }
     }
 
     /// Tells how many records from inside the loop wait here, in memory or on disk.

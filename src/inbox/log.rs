@@ -87,6 +87,12 @@ impl<T: Record> Log<T> {
         Self { copy, shares, open, restored, replay, weight, logged: 0, logged_bytes: 0, failed: 0 }
     }
 
+    /// The number of the task among the copies of its operator.
+    #[must_use]
+    pub fn subtask(&self) -> usize {
+        self.copy.0
+    }
+
     /// Begins the log of `snapshot`, whose trigger has come.
     pub fn begin(&mut self, snapshot: SnapshotId) {
         self.open.retain(|open| open.marked);

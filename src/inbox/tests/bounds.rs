@@ -145,6 +145,7 @@ fn what_records_own_counts_for_what_an_input_may_set_aside() {
             break;
         }
     }
-    assert!(error.is_some_and(|error| matches!(error, Error::Limit { .. })));
+    let Some(Error::Operator { source, .. }) = error else { panic!("{error:?}") };
+    assert!(matches!(*source, Error::Limit { .. }), "{source}");
     assert!(inbox.inputs[0].backlog.len() < 24, "{}", inbox.inputs[0].backlog.len());
 }
