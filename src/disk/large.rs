@@ -13,18 +13,22 @@ const LARGE_PAGE_BYTES: usize = 2 << 20;
 /// A list with memory for `capacity` elements, in large pages where it is that long and the system has some.
 #[must_use]
 pub fn long_list<T>(capacity: usize) -> Vec<T> {
-    let mut list = Vec::new();
-    reserve(&mut list, capacity);
+    let mut list = Vec::with_capacity(capacity);
+    advise(&mut list);
     list
 }
 
-/// Sees to it that `list` has room for `more` elements, as [`long_list`] does.
+/// Sees to it that `list` has room for `more` elements, as [`long_list`] does, and for twice as many as
+/// before.
 pub fn reserve<T>(list: &mut Vec<T>, more: usize) {
     if list.capacity() - list.len() >= more {
         return;
     }
-    list.reserve(more);
-    advise(list);
+    // Advised before the first byte is written: a vector that grows by itself is moved first.
+    let mut longer = Vec::with_capacity((list.len() + more).max(2 * list.capacity()));
+    advise(&mut longer);
+    longer.append(list);
+    *list = longer;
 }
 
 /// So many zeros.
