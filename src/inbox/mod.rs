@@ -314,10 +314,12 @@ impl<T: Record> Inbox<T> {
 
     /// Whether so much goes round in the whole loop that nothing more is to enter it here.
     fn is_loop_full(&self) -> bool {
-        let records = self.inputs.iter().map(|input| input.backlog.record_bytes());
-        let records_max = self.setting.flight_bytes_max / records.max().unwrap_or(1);
         let flight = self.setting.flight.as_ref().filter(|_| self.has_back_edges);
-        flight.is_some_and(|flight| flight.is_full(records_max as u64, self.aligner.captured()))
+        flight.is_some_and(|flight| {
+            let records = self.inputs.iter().map(|input| input.backlog.record_bytes());
+            let records_max = self.setting.flight_bytes_max / records.max().unwrap_or(1);
+            flight.is_full(records_max as u64, self.aligner.captured())
+        })
     }
 
     /// The last step of the task took this long. If that was long, takes fewer records at once: an
