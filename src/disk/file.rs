@@ -6,7 +6,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::lateness::LATENESS;
 use super::memory::MemoryFile;
+use crate::clock;
 
 /// The system takes no more slices at a time.
 const SLICES_MAX: usize = 1024;
@@ -124,7 +126,7 @@ impl FileHandle {
     /// What the system says.
     pub fn sync_data(&self) -> io::Result<()> {
         match &self.backing {
-            Backing::System(file) => file.sync_data(),
+            Backing::System(file) => LATENESS.blocked(clock::now_ns(), || file.sync_data()),
             Backing::Memory(file) => file.sync_data(),
         }
     }

@@ -26,6 +26,7 @@ mod buffer;
 mod bytes;
 mod file;
 pub(crate) mod large;
+mod lateness;
 mod memory;
 mod system;
 mod thread;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 pub use buffer::Buffer;
 pub use bytes::Bytes;
 pub use file::FileHandle;
+pub use lateness::Courtesy;
 pub use memory::{Faults, MemoryDisk};
 pub use system::SystemDisk;
 

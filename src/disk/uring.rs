@@ -20,8 +20,10 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::io::Errno;
 
+use super::lateness::{LATENESS, Watch};
 use super::system::SystemQueue;
 use super::{Bytes, Completion, DIRECT_BYTES, DiskQueue, FileHandle, Operation, Ticket};
+use crate::clock;
 
 /// One submission moves at most this much: the kernel's own bound is just below 2 GiB.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
@@ -33,6 +35,7 @@ pub struct UringQueue {
     slots: Vec<Option<Slot>>,
     /// Completions the kernel owes, over all slots.
     owed: usize,
+    watch: Watch,
     next_ticket: u64,
 }
 
@@ -90,7 +93,8 @@ impl SystemQueue for UringQueue {
     fn with_depth(depth: usize) -> io::Result<Self> {
         assert!((1..=1024).contains(&depth), "a queue of depth {depth}");
         let ring = IoUring::builder().dontfork().build(2 * depth as u32)?;
-        Ok(Self { ring, slots: (0..depth).map(|_| None).collect(), owed: 0, next_ticket: 0 })
+        let slots = (0..depth).map(|_| None).collect();
+        Ok(Self { ring, slots, owed: 0, watch: Watch::default(), next_ticket: 0 })
     }
 }
 
@@ -99,6 +103,9 @@ impl DiskQueue for UringQueue {
         let Some(index) = self.slots.iter().position(Option::is_none) else {
             return Err(operation);
         };
+        if self.owed == 0 {
+            self.watch.restart(clock::now_ns());
+        }
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         self.slots[index] = Some(Slot {
@@ -119,7 +126,11 @@ impl DiskQueue for UringQueue {
         if self.owed == 0 {
             return;
         }
-        self.reap(completions);
+        if self.reap(completions) {
+            self.watch.restart(clock::now_ns());
+        } else {
+            self.watch.nothing_came(clock::now_ns(), &LATENESS);
+        }
         self.enter();
     }
 
@@ -144,11 +155,14 @@ impl UringQueue {
         }
     }
 
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
+    /// Takes in what has come; whether anything had.
+    fn reap(&mut self, completions: &mut Vec<Completion>) -> bool {
+        let mut came = false;
         loop {
-            let Some(entry) = self.ring.completion().next() else { return };
+            let Some(entry) = self.ring.completion().next() else { break };
             let index = (entry.user_data() >> 1) as usize;
             let part = if entry.user_data() & 1 == 0 { Part::Transfer } else { Part::Sync };
+            came = true;
             self.owed -= 1;
             let slot = self.slots[index].as_mut().expect("a completion for a slot in use");
             slot.owed -= 1;
@@ -162,6 +176,7 @@ impl UringQueue {
                 self.push(index);
             }
         }
+        came
     }
 
     /// Puts what the slot's operation still needs into the submission ring.
@@ -301,7 +316,7 @@ impl Drop for UringQueue {
         let mut completions = Vec::new();
         while self.owed > 0 {
             match self.ring.submit_and_wait(1) {
-                Ok(_) => self.reap(&mut completions),
+                Ok(_) => _ = self.reap(&mut completions),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
                     // The kernel may still write into these buffers: memory lost, not corrupted.

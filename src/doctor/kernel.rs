@@ -1,4 +1,5 @@
-//! Kernel version, io_uring and locked memory: what decides between io_uring and the fallback.
+//! Kernel version, io_uring and locked memory: what decides between io_uring and the fallback; and whom the
+//! scheduler lets wait.
 //!
 //! Invariants
 //! - None of these fails a machine: where io_uring is refused, workers run as plain pinned threads
@@ -25,6 +26,7 @@ pub(super) fn examine() -> Vec<Check> {
         io_uring(&try_ring(), kernel_file("/proc/sys/kernel/io_uring_disabled").as_deref()),
         memlock(getrlimit(Resource::Memlock).current),
         open_files(getrlimit(Resource::Nofile).current),
+        scheduler(kernel_file("/proc/sys/kernel/sched_autogroup_enabled").as_deref()),
         executor(try_executor().map_err(|error| error.to_string())),
         container(&container_marks()),
     ]
@@ -155,6 +157,20 @@ fn executor(attempt: Result<(), String>) -> Check {
 }
 
 /// What of the things that container engines leave behind is here.
+/// `grouped` is the sysctl `kernel.sched_autogroup_enabled`.
+fn scheduler(grouped: Option<&str>) -> Check {
+    let name = "scheduler";
+    if grouped != Some("1") {
+        return Check::ok(name, "does not group processes by session");
+    }
+    Check::warn(
+        name,
+        "groups processes by session: the kernel's threads for the disk may have to wait beside workers \
+         that never sleep, and snapshots with them",
+        "sysctl kernel.sched_autogroup_enabled=0",
+    )
+}
+
 fn container_marks() -> Vec<&'static str> {
     let exists = |path: &str| std::path::Path::new(path).exists();
     let groups = kernel_file("/proc/1/cgroup").unwrap_or_default();
@@ -218,6 +234,13 @@ mod tests {
         assert_eq!(remedies.len(), checks.len());
         assert_eq!(refusal(Errno::PERM, None).remedy, refusal(Errno::PERM, Some("0")).remedy);
         assert_eq!(io_uring(&Ok(vec![]), None).status, Status::Ok);
+    }
+
+    #[test]
+    fn a_scheduler_that_groups_by_session_is_told_how_not_to() {
+        assert_eq!(scheduler(None).status, Status::Ok);
+        assert_eq!(scheduler(Some("0")).status, Status::Ok);
+        assert_eq!(scheduler(Some("1")).status, Status::Warn);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use rustix::process::{Resource, getrlimit};
 use super::park::{Signal, Wait, Waiting, made_work};
 use crate::clock;
 use crate::config::{Config, Idle};
+use crate::disk::Courtesy;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::WorkerId;
@@ -139,9 +140,15 @@ impl Seat {
     }
 
     /// Steps the worker until it is to be parked for so long; `None`: it has stopped.
-    fn until_park(&self, worker: &mut Worker, waiting: &mut Waiting) -> Option<Duration> {
+    fn until_park(
+        &self,
+        worker: &mut Worker,
+        waiting: &mut Waiting,
+        courtesy: &mut Courtesy,
+    ) -> Option<Duration> {
         loop {
             match self.step(worker, waiting)? {
+                Wait::Not if courtesy.is_asked() => rest(),
                 Wait::Not => {}
                 Wait::GiveWay => std::thread::yield_now(),
                 Wait::Park(time) => return Some(time),
@@ -160,6 +167,14 @@ impl Seat {
         }
         (step != Step::Stopped).then(|| waiting.after(step, now_ns, self.signal()))
     }
+}
+
+/// Leaves the processor to others as shortly as a thread can. To yield is not enough: that lets run who
+/// shares this thread's group, and the kernel's threads do not.
+#[cold]
+#[expect(clippy::disallowed_methods, reason = "a disk is late, and this lets it get on")]
+fn rest() {
+    std::thread::sleep(Duration::from_nanos(1));
 }
 
 /// Starts the thread of `seat`.
@@ -184,8 +199,8 @@ fn run_plain(seat: &Seat) -> Result<()> {
     _ = seat.teller.send(Ok(()));
     while let Ok(mut worker) = seat.workers.recv() {
         worker.time_tasks();
-        let mut waiting = Waiting::new(seat.idle);
-        while let Some(time) = seat.until_park(&mut worker, &mut waiting) {
+        let (mut waiting, mut courtesy) = (Waiting::new(seat.idle), Courtesy::default());
+        while let Some(time) = seat.until_park(&mut worker, &mut waiting, &mut courtesy) {
             if seat.signal().is_parked() {
                 std::thread::park_timeout(time);
             }
@@ -204,8 +219,8 @@ fn run_glommio(seat: &Seat) -> Result<()> {
     executor.run(async {
         while let Ok(mut worker) = seat.workers.recv() {
             worker.time_tasks();
-            let mut waiting = Waiting::new(seat.idle);
-            while let Some(time) = seat.until_park(&mut worker, &mut waiting) {
+            let (mut waiting, mut courtesy) = (Waiting::new(seat.idle), Courtesy::default());
+            while let Some(time) = seat.until_park(&mut worker, &mut waiting, &mut courtesy) {
                 park(seat.signal(), time).await;
                 waiting.woken(seat.signal());
             }
