@@ -2,7 +2,7 @@
 //!
 //! Every budget for records that wait (a backlog, a log, a loop) is a number of bytes. For plain records
 //! that is their number times `size_of`. A string or a vector owns more than that, which Rust has no way
-//! to ask for; its archive does have a length, so one record in [`LOOK_EVERY`] is archived, and the bytes
+//! to ask for; its archive does have a length, so one record in 64 is archived, and the bytes
 //! beyond its fixed part count as owned.
 //!
 //! Invariants
