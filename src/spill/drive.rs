@@ -160,7 +160,7 @@ impl<T: Record> Backlog<T> {
     }
 
     /// The youngest chunk at hand that may go: not the one being filled, not one of the first.
-    fn youngest_whole(&self) -> Option<usize> {
+    pub(super) fn youngest_whole(&self) -> Option<usize> {
         let end = self.items.len() - usize::from(self.open_records > 0);
         let may_go = |at: &usize| matches!(self.items[*at], Item::Held(_));
         (self.ahead_end()..end).rev().find(may_go)

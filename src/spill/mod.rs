@@ -248,6 +248,7 @@ impl<T: Record> Backlog<T> {
         if self.weight.look(records) {
             let bytes = self.weight.record_bytes();
             self.sizes = Sizes::new(bytes, self.limits.memory_bytes, self.place.is_some());
+            self.open_records = self.open_records.min(self.sizes.chunk);
         }
     }
 
@@ -274,19 +275,33 @@ impl<T: Record> Backlog<T> {
     /// How many records [`push`](Self::push) would take now.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.sizes.push_max.saturating_sub(self.held_records + self.moving_records)
+        let room = self.sizes.push_max.saturating_sub(self.held_records + self.moving_records);
+        if room > 0 || self.moving_records > 0 || self.is_disk_full() {
+            return room;
+        }
+        // What was put in while records were light may be more than is kept for them now, and be first, which
+        // does not go to disk. Then one chunk more is taken, and goes: a back-edge must not stand still.
+        match self.youngest_whole() {
+            Some(_) => 0,
+            None if self.open_records > 0 => self.open_records,
+            None => self.sizes.chunk,
+        }
     }
 
     /// Whether there is no room and none will come before records are taken: memory is full, nothing
     /// is on its way to the disk, and the disk takes no more.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        let disk_is_full = match (&self.place, &self.file) {
+        self.room() == 0 && self.moving_records == 0 && self.is_disk_full()
+    }
+
+    /// Whether nothing more can go to disk.
+    fn is_disk_full(&self) -> bool {
+        match (&self.place, &self.file) {
             (None, _) => true,
             (Some(_), None) => false,
             (Some(_), Some(file)) => file.is_full(),
-        };
-        self.room() == 0 && self.moving_records == 0 && disk_is_full
+        }
     }
 
     /// Moves in as many records of `batch` as there is room for, and says how many. 0: the budget is

@@ -533,3 +533,29 @@ fn real_disks_give_back_what_was_spilled() {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }
+
+/// What was set aside while records were light kept all room for heavier ones, and was first, so that it did not
+/// go to disk: a back-edge took nothing more, for ever.
+#[test]
+fn records_that_become_heavier_find_room_as_long_as_the_disk_has_some() {
+    let disk = MemoryDisk::new(1);
+    let limits = Limits { memory_bytes: 64 << 10, disk_bytes: 1 << 24 };
+    let place = place(Arc::new(disk), Path::new(DIRECTORY));
+    let mut backlog = Backlog::new(limits, Some(place));
+    let mut put = |bytes: usize| {
+        let records = vec!["x".repeat(bytes); 4];
+        backlog.weigh(&records);
+        let taken = push(&mut backlog, records);
+        settle(&mut backlog).unwrap();
+        taken
+    };
+    (0..100).for_each(|_| assert_eq!(put(10), 4));
+    let taken: usize = (0..200).map(|_| put(10_000)).sum();
+    assert!(taken > 200, "{taken} of 800 heavy records were taken");
+    let mut lengths = Vec::new();
+    while !backlog.is_empty() {
+        settle(&mut backlog).unwrap();
+        backlog.lend(9, |batch| lengths.extend(batch.drain(9).map(|record| record.len())));
+    }
+    assert_eq!(lengths, [vec![10; 400], vec![10_000; taken]].concat());
+}
