@@ -74,7 +74,8 @@ impl Buffer {
 }
 
 /// New memory, zeros; as where an allocator has none, the process ends if the system has none.
-fn mapped(bytes: usize) -> MmapMut {
+#[must_use]
+pub(crate) fn mapped(bytes: usize) -> MmapMut {
     let bytes = bytes.next_multiple_of(DIRECT_BYTES);
     MmapMut::map_anon(bytes).unwrap_or_else(|_| {
         let layout = Layout::from_size_align(bytes, DIRECT_BYTES).expect("less than isize::MAX");

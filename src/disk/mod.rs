@@ -38,6 +38,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use buffer::Buffer;
+pub(crate) use buffer::mapped;
 pub use bytes::Bytes;
 pub use file::FileHandle;
 pub use lateness::Courtesy;

@@ -274,10 +274,10 @@ impl Capture {
     }
 
     /// Keeps a chunk for use again: fresh memory for each costs page faults. As many as the table
-    /// would need if a sixteenth of it were copied at once.
+    /// would need if a sixty-fourth of it were copied at once.
     fn keep_spare(&mut self, chunk: Chunk) {
         let state: u64 = self.ledger.segments().map(|(_, bytes)| bytes).sum();
-        let max = state as usize / 16 / super::exchange::CHUNK_BYTES;
+        let max = state as usize / 64 / super::exchange::CHUNK_BYTES;
         if self.spare.len() < max.max(SPARE_CHUNKS_MIN) {
             self.spare.push(chunk);
         }

@@ -12,7 +12,7 @@
 //! - Growth touches one page at a time. Doubling the directory copies 16 bytes per page, less than
 //!   a hundredth of the table; a directory per key group, the alternative, costs every update two
 //!   more dependent loads.
-//! - A page's memory belongs to the directory it stands in and to nobody else.
+//! - A page's room belongs to the directory it stands in and to nobody else, so the page may be moved.
 //! - A page that is on disk only has entries of version [`UNLOADED`] that refer to an empty page, so
 //!   that asking the cache for it does no harm. It is never looked into.
 //! - Pages are numbered from 0; the first half of a page that splits keeps its number.
@@ -24,7 +24,8 @@ use std::ptr::NonNull;
 
 use super::capture::{Pages, UNLOADED};
 use super::exchange::Chunk;
-use super::page::{HOMES_MIN, Page, PageBox, PageMut, entries_max, slots_of};
+use super::memory::{Holes, PAGE_ALIGN, PageMemory, Room};
+use super::page::{HOMES_MIN, Header, Page, PageBox, PageMut, entries_max, slots_of};
 use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double};
 use crate::disk::large::long_list;
 use crate::id::{KEY_GROUPS, KeyGroup};
@@ -41,6 +42,9 @@ const PAGE_BYTES_MAX: usize = 4864;
 /// A page of fewer slots does not split: they would be half empty.
 const SLOTS_MIN: usize = 12;
 
+/// What is moved with each page that grows, at most: enough that holes become fewer, too little for a pause.
+const MOVED_BYTES: usize = 6 * PAGE_BYTES_MAX;
+
 struct Entry {
     tags: NonNull<u8>,
     homes: u32,
@@ -53,8 +57,8 @@ pub(super) struct Directory<K: Key, V: Data> {
     /// What `hash >> shift` is for the first entry.
     first: usize,
     next_id: u32,
-    /// Memory of the pages.
-    page_bytes: usize,
+    /// Where the pages are.
+    memory: PageMemory,
     /// What entries of pages that are not loaded refer to.
     _blank: PageBox<K, V>,
     /// First hashes of second halves, until they are asked for.
@@ -98,17 +102,19 @@ impl<K: Key, V: Data> Directory<K, V> {
     pub fn with_pages(groups: Range<u32>, pages: &Tiles) -> Self {
         let depth = pages.iter().map(|page| page.depth).max().expect("a table has pages");
         let first = (groups.start as usize) << (depth - GROUP_BITS);
-        let blank = PageBox::new(HOMES_MIN, 0, 0, GROUP_BITS);
-        let mut page_bytes = 0;
+        let small = PageBox::<K, V>::room_bytes(HOMES_MIN, 0);
+        let blank = PageBox::new(Room::alone(small), HOMES_MIN, 0, 0, GROUP_BITS);
+        let mut memory = PageMemory::default();
+        memory.expect(pages.iter().map(|page| page.bytes as usize).sum());
         let mut entries = long_list(groups.len() << (depth - GROUP_BITS));
         for (id, entry) in pages.iter().enumerate() {
             let version = first_version(entry);
             let (tags, homes) = if version == UNLOADED {
                 blank.page().raw()
             } else {
-                let mut page = PageBox::<K, V>::new(HOMES_MIN, 0, entry.prefix, entry.depth);
+                let room = memory.take(small);
+                let mut page = PageBox::<K, V>::new(room, HOMES_MIN, 0, entry.prefix, entry.depth);
                 page.page_mut().set_id(id as u32);
-                page_bytes += page.memory_bytes();
                 page.into_raw()
             };
             let run = 1 << (depth - entry.depth);
@@ -117,7 +123,12 @@ impl<K: Key, V: Data> Directory<K, V> {
         let expected = groups.len() << (depth - GROUP_BITS);
         assert_eq!(entries.len(), expected, "pages tile the key groups");
         let (shift, next_id) = (64 - depth, pages.len() as u32);
-        Self { entries, shift, first, next_id, page_bytes, _blank: blank, born: Vec::new() }
+        Self { entries, shift, first, next_id, memory, _blank: blank, born: Vec::new() }
+    }
+
+    /// Memory for pages that are read.
+    pub fn memory(&mut self) -> &mut PageMemory {
+        &mut self.memory
     }
 
     /// First hashes of pages that came to be since this was asked last.
@@ -165,6 +176,7 @@ impl<K: Key, V: Data> Directory<K, V> {
                 return index;
             }
             self.grow(hash, heap_bytes, version);
+            self.move_some(Holes::Growing, MOVED_BYTES);
         }
     }
 
@@ -176,14 +188,15 @@ impl<K: Key, V: Data> Directory<K, V> {
         let homes = if is_full { homes_after(page.homes()) } else { page.homes() };
         let heap_wanted = header.heap_live as usize + heap_bytes;
         let heap_capacity = heap_wanted + heap_wanted / 4;
-        let bytes = PageBox::<K, V>::heap_at(homes) + heap_capacity;
+        let bytes = PageBox::<K, V>::room_bytes(homes, heap_capacity);
         let is_large = bytes > PAGE_BYTES_MAX && slots_of(homes) > SLOTS_MIN;
         if is_large && self.may_deepen(header.depth) && self.is_split_by_next_bit(hash) {
             self.split(hash, version);
             return;
         }
-        let all = |_| true;
-        let mut larger = gathered(page, all, homes, heap_capacity, header.prefix, header.depth);
+        let room = self.memory.take(bytes);
+        let empty = PageBox::new(room, homes, heap_capacity, header.prefix, header.depth);
+        let mut larger = gathered(self.page(hash), |_| true, empty);
         larger.page_mut().set_id(header.id);
         self.put(larger, version);
     }
@@ -210,16 +223,21 @@ impl<K: Key, V: Data> Directory<K, V> {
         }
         let page = self.page(hash);
         let (prefix, depth) = (page.header().prefix, page.header().depth);
-        let halves = [0, 1].map(|half| {
-            let belongs = |hash| bit(hash, depth) == half;
-            let members = || page.live().filter(|index| belongs(page.hash_at(*index)));
+        let belongs = |half| move |hash| bit(hash, depth) == half;
+        let empty = [0, 1].map(|half| {
+            let page = self.page(hash);
+            let members = || page.live().filter(|index| belongs(half)(page.hash_at(*index)));
             let heap: usize = members().map(|index| page.heap_bytes_at(index)).sum();
-            let homes = homes_for(members().count());
+            let (homes, heap_capacity) = (homes_for(members().count()), heap + heap / 4);
+            let room = self.memory.take(PageBox::<K, V>::room_bytes(homes, heap_capacity));
             let prefix = prefix | half << (63 - depth);
-            gathered(page, belongs, homes, heap + heap / 4, prefix, depth + 1)
+            PageBox::new(room, homes, heap_capacity, prefix, depth + 1)
         });
+        let page = self.page(hash);
+        let mut half = 0..;
+        let halves = empty.map(|empty| gathered(page, belongs(half.next().expect("two")), empty));
         let ids = [page.header().id, self.next_id];
-        let (tags, homes) = page.raw();
+        let (memory, bytes) = page.room();
         self.next_id += 1;
         for (mut half, id) in halves.into_iter().zip(ids) {
             half.page_mut().set_id(id);
@@ -227,8 +245,7 @@ impl<K: Key, V: Data> Directory<K, V> {
         }
         self.born.push(prefix | 1 << (63 - depth));
         // SAFETY: this was a page of this directory and both halves of its run were overwritten.
-        let old = unsafe { PageBox::<K, V>::from_raw(tags, homes) };
-        self.page_bytes -= old.memory_bytes();
+        unsafe { self.memory.give_back(memory, bytes) };
     }
 
     /// Doubles the directory.
@@ -243,17 +260,51 @@ impl<K: Key, V: Data> Directory<K, V> {
 
     /// Replaces the page of the same range.
     fn put(&mut self, page: PageBox<K, V>, version: u32) {
-        let (tags, homes) = self.page(page.page().header().prefix).raw();
+        let (memory, bytes) = self.page(page.page().header().prefix).room();
         self.place(page, version);
         // SAFETY: this was a page of this directory and its run was overwritten.
-        let old = unsafe { PageBox::<K, V>::from_raw(tags, homes) };
-        self.page_bytes -= old.memory_bytes();
+        unsafe { self.memory.give_back(memory, bytes) };
+    }
+
+    /// Moves about `budget_bytes` of pages, if holes in the memory are more than they may be.
+    pub fn move_some(&mut self, holes: Holes, budget_bytes: usize) {
+        let mut moved = 0;
+        while moved < budget_bytes {
+            let Some((from, bytes)) = self.memory.next_to_leave(holes) else { return };
+            moved += self.move_page(from, bytes);
+        }
+    }
+
+    /// Moves the page that lives at `from`, if one does; how many bytes were moved.
+    fn move_page(&mut self, from: NonNull<u8>, bytes: usize) -> usize {
+        // SAFETY: a room, which is initialised memory, larger than a header and aligned for one.
+        let Header { prefix, depth, .. } = unsafe { from.cast::<Header>().read() };
+        let Some(entry) = self.entries.get(self.index(prefix)) else { return 0 };
+        let Some(tags_at) = entry.tags.addr().get().checked_sub(from.addr().get()) else {
+            return 0;
+        };
+        if tags_at >= bytes {
+            return 0;
+        }
+        let (homes, version) = (entry.homes, entry.version);
+        // SAFETY: the page of this entry begins at `from`.
+        let (memory, page_bytes) = unsafe { Page::<K, V>::from_raw(entry.tags, homes) }.room();
+        debug_assert_eq!((memory, page_bytes.next_multiple_of(PAGE_ALIGN)), (from, bytes));
+        let room = self.memory.take(page_bytes);
+        // SAFETY: two rooms of so many bytes.
+        unsafe { room.memory().copy_from_nonoverlapping(from, page_bytes) };
+        // SAFETY: the tags are as far from the beginning as they were.
+        let tags = unsafe { room.memory().add(tags_at) };
+        let run = self.run(prefix, depth);
+        self.entries[run].fill_with(|| Entry { tags, homes, version });
+        // SAFETY: this was the page's room, and no entry refers to it any more.
+        unsafe { self.memory.give_back(from, page_bytes) };
+        bytes
     }
 
     /// Lets the page's run refer to it; what it referred to is the caller's to free.
     fn place(&mut self, page: PageBox<K, V>, version: u32) {
         let header = *page.page().header();
-        self.page_bytes += page.memory_bytes();
         let (tags, homes) = page.into_raw();
         let run = self.run(header.prefix, header.depth);
         self.entries[run].fill_with(|| Entry { tags, homes, version });
@@ -265,32 +316,9 @@ impl<K: Key, V: Data> Directory<K, V> {
         self.place(page, version);
     }
 
-    /// The pages that are loaded, in order.
-    pub fn pages(&self) -> impl Iterator<Item = Page<'_, K, V>> {
-        let mut next = 0;
-        std::iter::from_fn(move || {
-            next += self.entries[next..].iter().take_while(|e| e.version == UNLOADED).count();
-            let entry = self.entries.get(next)?;
-            // SAFETY: entries refer to pages of this directory, which is borrowed.
-            let page = unsafe { Page::from_raw(entry.tags, entry.homes) };
-            next += 1 << (64 - self.shift - page.header().depth);
-            Some(page)
-        })
-    }
-
     /// Bytes of memory: pages and entries.
     pub fn memory_bytes(&self) -> usize {
-        self.page_bytes + self.entries.capacity() * size_of::<Entry>()
-    }
-}
-
-impl<K: Key, V: Data> Drop for Directory<K, V> {
-    fn drop(&mut self) {
-        let pages: Vec<_> = self.pages().map(|page| page.raw()).collect();
-        for (tags, homes) in pages {
-            // SAFETY: each page is met once, and nobody uses it afterwards.
-            drop(unsafe { PageBox::<K, V>::from_raw(tags, homes) });
-        }
+        self.memory.bytes() + self.entries.capacity() * size_of::<Entry>()
     }
 }
 
@@ -322,22 +350,17 @@ fn bit(hash: u64, index: u32) -> u64 {
     hash << index >> 63
 }
 
-/// A page with those entries of `page` whose hash `belongs`, with at least `homes` homes.
+/// `empty` with those entries of `page` whose hash `belongs`.
 fn gathered<K: Key, V: Data>(
     page: Page<'_, K, V>,
     belongs: impl Fn(u64) -> bool,
-    homes: usize,
-    heap_capacity: usize,
-    prefix: u64,
-    depth: u32,
+    empty: PageBox<K, V>,
 ) -> PageBox<K, V> {
-    let mut gathered = PageBox::new(homes, heap_capacity, prefix, depth);
+    let mut gathered = empty;
     for index in page.live() {
         let hash = page.hash_at(index);
-        // A cluster may reach the page's end though there are empty slots: then a larger page.
-        if belongs(hash) && !gathered.page_mut().copy_entry(page, index, hash) {
-            drop(gathered);
-            return self::gathered(page, belongs, homes_after(homes), heap_capacity, prefix, depth);
+        if belongs(hash) {
+            gathered.page_mut().copy_entry(page, index, hash);
         }
     }
     gathered

@@ -13,7 +13,7 @@
 
 use std::io::IoSliceMut;
 
-use super::page::PAGE_ALIGN;
+use super::memory::PAGE_ALIGN;
 use crate::disk::Buffer;
 use crate::error::Error;
 use crate::id::SegmentId;

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::exchange::{PageEntry, PageSource, Place};
-use super::page::{HEADER_BYTES, Incoming, PAGE_ALIGN};
+use super::memory::{PAGE_ALIGN, PageMemory, Room};
+use super::page::HEADER_BYTES;
 use super::tiles::Tiles;
 use crate::error::Error;
 use crate::id::SegmentId;
@@ -30,13 +31,7 @@ pub(super) struct Read {
     /// What the index says of it.
     pub entry: PageEntry,
     /// Its bytes, not looked at yet.
-    pub incoming: Incoming,
-}
-
-impl Read {
-    fn into(id: u32, entry: PageEntry) -> Self {
-        Self { id, entry, incoming: Incoming::new(entry.bytes as usize) }
-    }
+    pub room: Room,
 }
 
 /// Pages that are on disk only. A large table has hundreds of thousands, and the job waits for this to be
@@ -73,14 +68,14 @@ impl Unloaded {
         self.left == 0
     }
 
-    /// Reads the page that `hash` belongs to.
-    pub fn fault(&mut self, hash: u64) -> Result<Read, Error> {
+    /// Reads the page that `hash` belongs to into a room of `memory`.
+    pub fn fault(&mut self, hash: u64, memory: &mut PageMemory) -> Result<Read, Error> {
         let behind = self.pages.partition_point(|page| page.prefix <= hash);
         let index = behind.checked_sub(1).expect("it is not loaded");
         let entry = self.pages[index];
         self.check(&entry)?;
-        let mut read = Read::into(index as u32, entry);
-        self.source.read(entry.place, &mut [IoSliceMut::new(read.incoming.bytes_mut())])?;
+        let mut read = Read { id: index as u32, entry, room: memory.take(entry.bytes as usize) };
+        self.source.read(entry.place, &mut [IoSliceMut::new(read.room.bytes_mut())])?;
         self.take(index);
         Ok(read)
     }
@@ -90,9 +85,13 @@ impl Unloaded {
         self.left -= 1;
     }
 
-    /// Reads the next pages that lie one behind the other, about `budget_bytes` of them; none if
-    /// nothing is left.
-    pub fn next(&mut self, budget_bytes: usize) -> Result<Vec<Read>, Error> {
+    /// Reads the next pages that lie one behind the other into rooms of `memory`, about `budget_bytes` of
+    /// them; none if nothing is left.
+    pub fn next(
+        &mut self,
+        budget_bytes: usize,
+        memory: &mut PageMemory,
+    ) -> Result<Vec<Read>, Error> {
         let (mut run, mut bytes) = (Vec::<Read>::new(), 0);
         loop {
             let Some(&id) = self.order.last() else {
@@ -113,7 +112,7 @@ impl Unloaded {
             self.check(&entry)?;
             self.order.pop();
             bytes += entry.bytes as usize;
-            run.push(Read::into(id, entry));
+            run.push(Read { id, entry, room: memory.take(entry.bytes as usize) });
         }
         self.fill(&mut run)?;
         run.iter().for_each(|read| self.take(read.id as usize));
@@ -136,7 +135,7 @@ impl Unloaded {
         let mut memory = Vec::with_capacity(2 * run.len());
         for (index, (read, gap)) in run.iter_mut().zip(&mut gaps).enumerate() {
             let bytes = read.entry.bytes as usize;
-            memory.push(IoSliceMut::new(read.incoming.bytes_mut()));
+            memory.push(IoSliceMut::new(read.room.bytes_mut()));
             let gap = &mut gap[..bytes.next_multiple_of(PAGE_ALIGN) - bytes];
             if index < last && !gap.is_empty() {
                 memory.push(IoSliceMut::new(gap));

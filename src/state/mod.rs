@@ -47,6 +47,7 @@ mod exchange;
 mod keyed;
 mod ledger;
 mod load;
+mod memory;
 mod migrate;
 mod native;
 mod page;

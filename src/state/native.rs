@@ -23,6 +23,7 @@ use super::exchange::{Chunk, PageEntry, PageSource};
 use super::keyed::Cursor;
 use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
+use super::memory::PageMemory;
 use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double, tiled};
 use super::{Drained, StateWriter};
 use crate::config::ENTRY_BYTES_MAX;
@@ -119,7 +120,9 @@ impl<K: Key, V: Data> NativeTable<K, V> {
     fn require(&mut self, hash: u64) {
         if self.buckets.bucket(hash).version == UNLOADED {
             let unloaded = self.unloaded.as_mut().expect("what is not loaded is on disk");
-            let loaded = unloaded.fault(hash).and_then(|read| self.take_in(&read));
+            let loaded = unloaded
+                .fault(hash, &mut PageMemory::default())
+                .and_then(|read| self.take_in(&read));
             loaded.unwrap_or_else(|error| guard::raise(error));
         }
     }
@@ -127,7 +130,7 @@ impl<K: Key, V: Data> NativeTable<K, V> {
     fn take_in(&mut self, read: &Read) -> Result<(), Error> {
         let unloaded = self.unloaded.as_ref().expect("it was read from there");
         let corrupt = |reason| unloaded.corrupt(&read.entry, reason);
-        let bytes = read.incoming.bytes();
+        let bytes = read.room.bytes();
         let found = crc32c::crc32c(bytes);
         if found != read.entry.crc32c {
             let expected = read.entry.crc32c;
@@ -236,7 +239,7 @@ impl<K: Key, V: Data> NativeTable<K, V> {
     pub fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
         let mut loaded = 0;
         while let Some(unloaded) = self.unloaded.as_mut().filter(|_| loaded < budget_bytes) {
-            for read in unloaded.next(budget_bytes - loaded)? {
+            for read in unloaded.next(budget_bytes - loaded, &mut PageMemory::default())? {
                 loaded += read.entry.bytes as usize;
                 self.take_in(&read)?;
             }

@@ -6,29 +6,27 @@
 //! A page is referred to by where its tags begin, so that both a tag and a slot are one addition away
 //! and an update never reads the header. A tag is 0 for an empty slot, else `0x80 | 7 bits` of the
 //! hash. An entry's home is the first slot of a bucket (one cache line of slots); it lies in the first
-//! slot that was free from there on. Behind the homes are some slots that are nobody's home, so
-//! nothing wraps around. A lookup compares 8 tags at a time in one register.
+//! slot that was free from there on, and behind the last slot comes the first. Behind the homes are some
+//! slots that are nobody's home, so that few searches go around. A lookup compares 8 tags at a time in
+//! one register.
 //!
 //! Invariants
 //! - Every byte of a page is initialised: pages start zeroed and only plain data is written.
 //! - Every slot from an entry's home to the entry is occupied (removal moves entries back).
-//! - The last 8 tags are 0, so every search ends.
+//! - The last 8 tags are 0, so every search ends: there, or when it gets there for the second time.
 //! - `K` and `V` are plain, or `K` has [`Key::BYTES`]: checked where a table is made.
 //! - A byte key's slot refers to bytes inside the heap's used part.
 
 #![expect(unsafe_code, reason = "a page is raw bytes with typed slots inside")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use super::memory::{PAGE_ALIGN, Room};
 use super::slot::{ByteSlot, INLINE_BYTES, SlotLayout};
 use crate::key::Key;
 use crate::record::Data;
-
-/// Alignment of a page in memory, and the most a key or value may ask for.
-pub(super) const PAGE_ALIGN: usize = 64;
 
 /// Bytes before the first slot.
 pub(super) const HEADER_BYTES: usize = size_of::<Header>();
@@ -38,6 +36,9 @@ const WINDOW: usize = 8;
 
 /// Slots behind the homes of all but very small and large pages.
 const TAIL: usize = 2;
+
+/// Slots of a small page that stay vacant.
+const VACANT_MIN: usize = 2;
 
 /// The fewest homes of a page.
 pub(super) const HOMES_MIN: usize = 4;
@@ -76,7 +77,9 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub const MAGIC: u32 = u32::from_le_bytes(*b"TGP2");
+    pub const MAGIC: u32 = u32::from_le_bytes(*b"TGP3");
+    /// That of pages in which nothing goes around: a search finds what is in them all the same.
+    pub const MAGIC_2: u32 = u32::from_le_bytes(*b"TGP2");
 }
 
 /// Where a key is, or where it would go.
@@ -85,19 +88,17 @@ pub(super) enum Place {
     Vacant(usize),
 }
 
-/// How many slots a page with this many homes has. With a twenty-fourth of them behind the homes,
-/// pages are fullest when a cluster reaches their end (simulated for 8 to 96 homes). A page that
-/// outgrows its bound, because its keys have one hash, gets more: one slot of them may be home to all.
+/// How many slots a page with this many homes has.
 #[inline]
 pub(super) fn slots_of(homes: usize) -> usize {
     homes + homes.min(TAIL.max(homes / 24))
 }
 
-/// The most entries of a page with this many homes: fifteen sixteenths, and a few more of a small
-/// page. Clusters that reach the page's end may allow fewer.
+/// The most entries of a page with this many homes. Some slots stay vacant, so that searches stay short.
 #[inline]
 pub(super) fn entries_max(homes: usize) -> usize {
-    homes - homes / 16 + 12 / homes
+    let slots = slots_of(homes);
+    slots - VACANT_MIN.max(slots / 32)
 }
 
 /// A page one may read.
@@ -110,10 +111,11 @@ pub(super) struct Page<'a, K, V> {
 /// A page one may change.
 pub(super) struct PageMut<'a, K, V>(Page<'a, K, V>);
 
-/// A page with its memory.
+/// A page in a room of its own.
 pub(super) struct PageBox<K: Key, V: Data> {
     tags: NonNull<u8>,
     homes: u32,
+    _room: Room,
     entries: PhantomData<(K, V)>,
 }
 
@@ -129,18 +131,14 @@ impl<K: Key, V: Data> PageBox<K, V> {
         Self::tags_at(homes) + slots_of(homes) + WINDOW
     }
 
-    fn layout(homes: usize, heap_capacity: usize) -> Layout {
-        let bytes = Self::heap_at(homes) + heap_capacity;
-        Layout::from_size_align(bytes, PAGE_ALIGN).expect("a page of less than isize::MAX bytes")
+    /// The room that such a page takes.
+    pub fn room_bytes(homes: usize, heap_capacity: usize) -> usize {
+        Self::heap_at(homes) + heap_capacity
     }
 
-    /// The memory it takes.
-    pub fn memory_bytes(&self) -> usize {
-        Self::heap_at(self.homes as usize) + self.page().header().heap_capacity as usize
-    }
-
-    /// An empty page for the hashes that begin with the first `depth` bits of `prefix`.
-    pub fn new(homes: usize, heap_capacity: usize, prefix: u64, depth: u32) -> Self {
+    /// An empty page for the hashes that begin with the first `depth` bits of `prefix`, in a room that is
+    /// large enough.
+    pub fn new(room: Room, homes: usize, heap_capacity: usize, prefix: u64, depth: u32) -> Self {
         assert!(homes >= HOMES_MIN && homes.is_multiple_of(SlotLayout::<K, V>::BUCKET), "{homes}");
         let header = Header {
             magic: Header::MAGIC,
@@ -156,29 +154,26 @@ impl<K: Key, V: Data> PageBox<K, V> {
             id: 0,
             reserved: [0; 4],
         };
-        let layout = Self::layout(homes, heap_capacity);
-        // SAFETY: a page is never smaller than its header.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        // SAFETY: the memory starts with room for a header at an alignment above a header's.
-        unsafe { memory.cast().write(header) };
-        // SAFETY: the tags lie inside the memory.
-        let tags = unsafe { memory.add(Self::tags_at(homes)) };
-        Self { tags, homes: header.homes, entries: PhantomData }
+        let mut room = room;
+        assert_eq!(room.bytes().len(), Self::room_bytes(homes, heap_capacity));
+        room.bytes_mut().fill(0);
+        // SAFETY: the room is larger than a header, at an alignment above a header's.
+        unsafe { room.memory().cast().write(header) };
+        // SAFETY: it is a page of `homes` homes.
+        unsafe { Self::in_room(room, header.homes) }
     }
 
-    /// Where the page's tags are and how many homes it has. Its memory is no longer freed.
-    pub fn into_raw(self) -> (NonNull<u8>, u32) {
-        let page = std::mem::ManuallyDrop::new(self);
-        (page.tags, page.homes)
-    }
-
-    /// Takes back what [`into_raw`](Self::into_raw) gave.
-    ///
     /// # Safety
-    /// The parts must come from `into_raw` of this type and not be used by anyone else from now on.
-    pub unsafe fn from_raw(tags: NonNull<u8>, homes: u32) -> Self {
-        Self { tags, homes, entries: PhantomData }
+    /// In the room is a page of so many homes.
+    unsafe fn in_room(room: Room, homes: u32) -> Self {
+        // SAFETY: the tags lie inside the room.
+        let tags = unsafe { room.memory().add(Self::tags_at(homes as usize)) };
+        Self { tags, homes, _room: room, entries: PhantomData }
+    }
+
+    /// Where the page's tags are and how many homes it has. Its room stays taken.
+    pub fn into_raw(self) -> (NonNull<u8>, u32) {
+        (self.tags, self.homes)
     }
 
     #[inline]
@@ -194,74 +189,44 @@ impl<K: Key, V: Data> PageBox<K, V> {
     }
 }
 
-/// Memory that a page is read into: as large as a page that comes back, zeroed.
-pub(super) struct Incoming {
-    memory: NonNull<u8>,
-    layout: Layout,
+impl Header {
+    /// The header in the bytes of a page.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..HEADER_BYTES)?;
+        let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+        Some(Self {
+            magic: half(0),
+            depth: half(4),
+            prefix: u64::from(half(8)) | u64::from(half(12)) << 32,
+            homes: half(16),
+            len: half(20),
+            key_bytes: half(24),
+            value_bytes: half(28),
+            heap_used: half(32),
+            heap_live: half(36),
+            heap_capacity: half(40),
+            id: half(44),
+            reserved: [half(48), half(52), half(56), half(60)],
+        })
+    }
 }
 
-impl Incoming {
-    /// For a page of so many bytes, at least those of a header.
-    pub fn new(bytes: usize) -> Self {
-        assert!(bytes >= HEADER_BYTES, "a page of {bytes} bytes");
-        let layout = Layout::from_size_align(bytes, PAGE_ALIGN).expect("less than isize::MAX");
-        // SAFETY: the layout is not of size 0.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Self { memory, layout }
-    }
-
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        let bytes = NonNull::slice_from_raw_parts(self.memory, self.layout.size());
-        // SAFETY: initialised memory of that size, borrowed as long as this is.
-        unsafe { bytes.as_ref() }
-    }
-
-    /// The bytes, to be read into.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let mut bytes = NonNull::slice_from_raw_parts(self.memory, self.layout.size());
-        // SAFETY: as in `bytes`, borrowed mutably.
-        unsafe { bytes.as_mut() }
-    }
-
-    /// The page that the bytes are.
+impl<K: Key, V: Data> PageBox<K, V> {
+    /// The page that the bytes in a room are.
     ///
     /// # Safety
     /// `header` must be the header in the bytes, with valid homes, and its homes and used heap must
     /// come to exactly this many bytes. Tags and slots must be proven before they are used.
-    pub unsafe fn into_page<K: Key, V: Data>(self, header: &Header) -> PageBox<K, V> {
-        let homes = header.homes as usize;
-        let layout = PageBox::<K, V>::layout(homes, header.heap_used as usize);
-        assert_eq!(layout, self.layout, "a page is as large as its header says");
-        // SAFETY: the memory begins with room for a header; its heap ends where the memory does.
-        unsafe { self.memory.cast().write(Header { heap_capacity: header.heap_used, ..*header }) };
-        // SAFETY: the tags lie inside the memory.
-        let tags = unsafe { self.memory.add(PageBox::<K, V>::tags_at(homes)) };
-        std::mem::forget(self);
-        // SAFETY: memory of a page's layout, which is given away.
-        unsafe { PageBox::from_raw(tags, header.homes) }
+    pub unsafe fn restored(room: Room, header: &Header) -> Self {
+        let size = Self::room_bytes(header.homes as usize, header.heap_used as usize);
+        assert_eq!(room.bytes().len(), size, "a page is as large as its header says");
+        let (magic, heap_capacity) = (Header::MAGIC, header.heap_used);
+        // SAFETY: the room begins with room for a header; the page's heap ends where the room does.
+        unsafe { room.memory().cast().write(Header { magic, heap_capacity, ..*header }) };
+        // SAFETY: as promised, it is a page of `homes` homes.
+        unsafe { Self::in_room(room, header.homes) }
     }
 }
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) };
-    }
-}
-
-impl<K: Key, V: Data> Drop for PageBox<K, V> {
-    fn drop(&mut self) {
-        let page = self.page();
-        let layout = Self::layout(page.homes(), page.header().heap_capacity as usize);
-        // SAFETY: `new` allocated the page with the layout of the capacities in its header.
-        unsafe { dealloc(page.memory().as_ptr(), layout) };
-    }
-}
-
-// SAFETY: a page is keys and values by value.
-unsafe impl<K: Key, V: Data> Send for PageBox<K, V> {}
 
 impl<K, V> Clone for Page<'_, K, V> {
     #[inline]
@@ -283,6 +248,12 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     /// What [`from_raw`](Self::from_raw) takes.
     pub fn raw(&self) -> (NonNull<u8>, u32) {
         (self.tags, self.homes)
+    }
+
+    /// The room that the page takes, by where it begins and its size.
+    pub fn room(&self) -> (NonNull<u8>, usize) {
+        let heap_capacity = self.header().heap_capacity as usize;
+        (self.memory(), PageBox::<K, V>::room_bytes(self.homes(), heap_capacity))
     }
 
     /// Where the page's memory begins: its header.
@@ -419,8 +390,26 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     /// Looks for the slot that `is_wanted`. One copy per kind of key, inside its loop.
     #[inline(always)]
     fn search(&self, hash: u64, is_wanted: impl Fn(usize) -> bool) -> Place {
-        let tag = tag_of(hash);
-        let mut at = self.home(hash);
+        match self.search_from(self.home(hash), tag_of(hash), &is_wanted) {
+            Place::Vacant(index) if index >= self.homes() => self.around(index, hash, &is_wanted),
+            place => place,
+        }
+    }
+
+    /// Goes on with a search that has found slot `index` vacant, which may be that behind the last.
+    #[cold]
+    #[inline(never)]
+    fn around(&self, index: usize, hash: u64, is_wanted: &impl Fn(usize) -> bool) -> Place {
+        if index < self.slots() {
+            return Place::Vacant(index);
+        }
+        self.search_from(0, tag_of(hash), is_wanted)
+    }
+
+    /// Looks for the slot that `is_wanted` from slot `at` up to the first that is vacant.
+    #[inline(always)]
+    fn search_from(&self, at: usize, tag: u8, is_wanted: &impl Fn(usize) -> bool) -> Place {
+        let mut at = at;
         loop {
             let window = self.window(at);
             let mut hits = hits_in(window, tag);
@@ -442,11 +431,10 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     /// Where an entry with this hash goes that is known to be absent; the number of slots if there is
     /// no slot left.
     pub fn vacancy(&self, hash: u64) -> usize {
-        let mut at = self.home(hash);
-        while self.tag(at) != 0 {
-            at += 1;
-        }
-        at
+        let vacant_from =
+            |from| (from..).find(|index| self.tag(*index) == 0).expect("zeros end it");
+        let index = vacant_from(self.home(hash));
+        if index < self.slots() { index } else { vacant_from(0) }
     }
 
     /// The key in a live slot; only where keys are plain.
@@ -629,29 +617,32 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
         value
     }
 
-    /// Moves entries behind `hole` back so that none is cut off from its home; the hole that is left.
-    fn close_gap(&mut self, mut hole: usize) -> usize {
-        let mut next = hole + 1;
-        while self.tag(next) != 0 {
-            if self.home(self.hash_at(next)) <= hole {
+    /// Moves entries behind the slot `emptied` back so that none is cut off from its home; the hole that is
+    /// left.
+    fn close_gap(&mut self, emptied: usize) -> usize {
+        let slots = self.slots();
+        // From one slot to another, going around.
+        let steps = |from: usize, to: usize| if to < from { to + slots - from } else { to - from };
+        let (mut hole, mut next) = (emptied, emptied);
+        loop {
+            next = if next + 1 == slots { 0 } else { next + 1 };
+            if next == emptied || self.tag(next) == 0 {
+                return hole;
+            }
+            if steps(self.home(self.hash_at(next)), next) >= steps(hole, next) {
                 let (from, to, tag) = (self.slot(next), self.slot(hole), self.tag(next));
                 // SAFETY: two different slots of `STRIDE` bytes; entries are plain.
                 unsafe { to.copy_from_nonoverlapping(from, SlotLayout::<K, V>::STRIDE) };
                 self.set_tag(hole, tag);
                 hole = next;
             }
-            next += 1;
         }
-        hole
     }
 
-    /// Copies the entry in live slot `index` of `from`; there must be room in the heap and no such
-    /// key. False if there is no slot for it.
-    pub fn copy_entry(&mut self, from: Page<'_, K, V>, index: usize, hash: u64) -> bool {
+    /// Copies the entry in live slot `index` of `from`; there must be room and no such key.
+    pub fn copy_entry(&mut self, from: Page<'_, K, V>, index: usize, hash: u64) {
         let to = self.vacancy(hash);
-        if to >= self.slots() {
-            return false;
-        }
+        assert!(to < self.slots(), "a page of {} slots for more entries", self.slots());
         let (source, target) = (from.slot(index), self.slot(to));
         // SAFETY: slots of two pages, `STRIDE` bytes each; entries are plain.
         unsafe { target.copy_from_nonoverlapping(source, SlotLayout::<K, V>::STRIDE) };
@@ -660,7 +651,6 @@ impl<K: Key, V: Data> PageMut<'_, K, V> {
         }
         self.set_tag(to, tag_of(hash));
         self.header_mut().len += 1;
-        true
     }
 }
 

@@ -20,6 +20,7 @@ use super::exchange::{PageEntry, PageSource};
 use super::keyed::Cursor;
 use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
+use super::memory::Holes;
 use super::page::{PageMut, Place, heap_bytes_of};
 use super::tiles::tiled;
 use super::{Drained, StateWriter, restore};
@@ -89,13 +90,14 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     #[inline(never)]
     fn fault(&mut self, hash: u64) {
         let unloaded = self.unloaded.as_mut().expect("a page that is not loaded is on disk");
-        let loaded = unloaded.fault(hash).and_then(|read| self.take_in(read));
+        let memory = self.directory.memory();
+        let loaded = unloaded.fault(hash, memory).and_then(|read| self.take_in(read));
         loaded.unwrap_or_else(|error| guard::raise(error));
     }
 
-    fn take_in(&mut self, Read { id, entry, incoming }: Read) -> Result<(), Error> {
+    fn take_in(&mut self, Read { id, entry, room }: Read) -> Result<(), Error> {
         let unloaded = self.unloaded.as_ref().expect("it was read from there");
-        let page = restore::page::<K, V>(&entry, incoming);
+        let page = restore::page::<K, V>(&entry, room);
         let mut page = page.map_err(|reason| unloaded.corrupt(&entry, reason))?;
         page.page_mut().set_id(id);
         self.len += page.page().len();
@@ -196,6 +198,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         budget_bytes: usize,
         out: &mut dyn StateWriter,
     ) -> Result<Drained, String> {
+        self.directory.move_some(Holes::Written, budget_bytes / 8);
         self.capture.drain(&mut self.directory, schema, budget_bytes, out)
     }
 
@@ -225,7 +228,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
         let mut loaded = 0;
         while let Some(unloaded) = self.unloaded.as_mut().filter(|_| loaded < budget_bytes) {
-            for read in unloaded.next(budget_bytes - loaded)? {
+            for read in unloaded.next(budget_bytes - loaded, self.directory.memory())? {
                 loaded += read.entry.bytes as usize;
                 self.take_in(read)?;
             }

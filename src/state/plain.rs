@@ -19,7 +19,7 @@ use std::mem::{needs_drop, offset_of};
 use rkyv::Archive;
 use rkyv::tuple::{ArchivedTuple2, ArchivedTuple3, ArchivedTuple4};
 
-use super::page::PAGE_ALIGN;
+use super::memory::PAGE_ALIGN;
 
 /// Whether the memory of a `T` is its archive. A constant once compiled.
 #[must_use]

@@ -23,51 +23,33 @@ use rkyv::validation::archive::ArchiveValidator;
 use rkyv::validation::shared::SharedValidator;
 
 use super::exchange::PageEntry;
-use super::page::{HEADER_BYTES, HOMES_MIN, Header, Incoming, Page, PageBox, entries_max};
+use super::memory::Room;
+use super::page::{HOMES_MIN, Header, Page, PageBox, entries_max};
 use super::slot::{INLINE_BYTES, SlotLayout};
 use crate::key::Key;
 use crate::record::Data;
 
-/// The page that was read into `incoming`, as `entry` names it.
+/// The page that was read into `room`, as `entry` names it.
 pub(super) fn page<K: Key, V: Data>(
     entry: &PageEntry,
-    incoming: Incoming,
+    room: Room,
 ) -> Result<PageBox<K, V>, String> {
-    let found = crc32c::crc32c(incoming.bytes());
+    let found = crc32c::crc32c(room.bytes());
     if found != entry.crc32c {
         return Err(format!("a page has checksum {found:08x}, {:08x} was written", entry.crc32c));
     }
-    let header = header(incoming.bytes()).ok_or("a page is cut off in its header")?;
+    let header = Header::of(room.bytes()).ok_or("a page is cut off in its header")?;
     check_header::<K, V>(entry, &header)?;
     // SAFETY: the header was read from these bytes, and its sizes were found to come to their number.
-    let page = unsafe { incoming.into_page(&header) };
+    let page = unsafe { PageBox::restored(room, &header) };
     check_tags(page.page())?;
     check_slots(page.page())?;
     Ok(page)
 }
 
-fn header(bytes: &[u8]) -> Option<Header> {
-    let bytes = bytes.get(..HEADER_BYTES)?;
-    let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-    Some(Header {
-        magic: half(0),
-        depth: half(4),
-        prefix: u64::from(half(8)) | u64::from(half(12)) << 32,
-        homes: half(16),
-        len: half(20),
-        key_bytes: half(24),
-        value_bytes: half(28),
-        heap_used: half(32),
-        heap_live: half(36),
-        heap_capacity: half(40),
-        id: half(44),
-        reserved: [half(48), half(52), half(56), half(60)],
-    })
-}
-
 fn check_header<K: Key, V: Data>(entry: &PageEntry, header: &Header) -> Result<(), String> {
     let (key_bytes, value_bytes) = (SlotLayout::<K, V>::KEY_BYTES, size_of::<V>());
-    if header.magic != Header::MAGIC || header.reserved != [0; 4] {
+    if ![Header::MAGIC, Header::MAGIC_2].contains(&header.magic) || header.reserved != [0; 4] {
         return Err(format!("not a page: it starts with {:08x}", header.magic));
     }
     if (header.key_bytes as usize, header.value_bytes as usize) != (key_bytes, value_bytes) {

@@ -14,7 +14,9 @@ use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
 use crate::record::Data;
 
+mod memory;
 mod migrate;
+mod page;
 pub(crate) mod pieces;
 mod shelf;
 

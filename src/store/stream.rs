@@ -26,7 +26,7 @@ use crate::state::{CHUNK_BYTES, Lost, Place};
 /// Operations with the disk at once: enough to keep a fast one busy with chunks.
 const WRITES_MAX: usize = 16;
 /// Chunks that wait for the disk may be this many bytes, then no more should be handed over.
-const WAITING_BYTES_MAX: usize = 32 << 20;
+const WAITING_BYTES_MAX: usize = 16 << 20;
 /// Buffers kept for use again: fresh memory for each chunk costs page faults.
 const SPARE_BUFFERS_MAX: usize = WAITING_BYTES_MAX / CHUNK_BYTES;
 /// While fewer parts go into a segment, the next one is made larger.
