@@ -21,7 +21,8 @@ pub const STEP_NS_MAX: u64 = 250_000;
 /// Records that the stages of a task make in one step, of fewer or out of state: as many as it takes from
 /// one input. Where no output ever fills up nothing else would end the step.
 pub const STEP_RECORDS_MAX: usize = 4096;
-/// Records in transit that one task may log for one snapshot, in bytes (shallow).
+/// Records in transit that one task may log for one snapshot, in bytes with what they own
+/// ([`weight`](crate::weight)).
 pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Shortest snapshot interval that can be asked for.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(1);

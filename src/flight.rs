@@ -131,8 +131,8 @@ impl Flight {
     #[must_use]
     pub fn aloft(&self) -> u64 {
         // Relaxed, as above. The two are not of one moment, so the difference may be below zero.
-        let records = self.records.load(Ordering::Relaxed);
-        records.saturating_sub(self.aside.load(Ordering::Relaxed))
+        let aside = self.aside.load(Ordering::Relaxed);
+        self.records.load(Ordering::Relaxed).saturating_sub(aside)
     }
 
     /// Whether no record goes round. More may enter.

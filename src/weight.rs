@@ -57,6 +57,27 @@ impl<T: Record> Weight<T> {
         mem::needs_drop::<T>() && self.sample(records)
     }
 
+    /// Whether it rests on a record that came by.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !mem::needs_drop::<T>() || self.turn > 0
+    }
+
+    /// Learns the mean of all these records: to be sure before something is refused for their weight, as
+    /// one record among many may have been the one that was looked at.
+    pub fn learn<'a>(&mut self, records: impl Iterator<Item = &'a T>)
+    where
+        T: 'a,
+    {
+        let (mut count, mut bytes) = (0_usize, 0_usize);
+        for record in records {
+            (count, bytes) = (count + 1, bytes + owned_bytes(record));
+        }
+        if mem::needs_drop::<T>() && count > 0 {
+            self.owned_bytes = bytes.div_ceil(count);
+        }
+    }
+
     fn sample(&mut self, records: &[T]) -> bool {
         self.passed += records.len();
         if records.is_empty() || self.passed < LOOK_EVERY && self.owned_bytes < HEAVY_BYTES {
@@ -64,10 +85,7 @@ impl<T: Record> Weight<T> {
         }
         self.passed = 0;
         self.turn = self.turn.wrapping_add(1);
-        // A record that cannot be archived is an error where that is needed, not here.
-        let archive = records[self.turn % records.len()].to_archive();
-        let bytes = archive.map_or(0, |archive| archive.len());
-        let owned = bytes.saturating_sub(size_of::<<T as Archive>::Archived>());
+        let owned = owned_bytes(&records[self.turn % records.len()]);
         let before = self.owned_bytes;
         self.owned_bytes = if owned > before {
             before + (owned - before).div_ceil(2)
@@ -76,6 +94,12 @@ impl<T: Record> Weight<T> {
         };
         self.owned_bytes != before
     }
+}
+
+/// What a record owns. One that cannot be archived is an error where that is needed, not here.
+fn owned_bytes<T: Record>(record: &T) -> usize {
+    let bytes = record.to_archive().map_or(0, |archive| archive.len());
+    bytes.saturating_sub(size_of::<<T as Archive>::Archived>())
 }
 
 #[cfg(test)]
@@ -102,6 +126,21 @@ mod tests {
         assert!(weight.record_bytes() > heavy, "{}", weight.record_bytes());
         while weight.look(&of(0, 64)) {}
         assert_eq!(weight.record_bytes(), size_of::<String>());
+    }
+
+    #[test]
+    fn one_heavy_record_among_many_is_put_right_by_looking_at_all() {
+        let mut weight = Weight::<String>::default();
+        assert!(!weight.is_known());
+        let mut all = vec!["x".repeat(100); 999];
+        all.push("x".repeat(1 << 20));
+        weight.look(&all[999..]);
+        assert!(weight.is_known() && weight.record_bytes() > 1 << 19);
+        weight.learn(all.iter());
+        let mean = size_of::<String>() + 100 + (1 << 20) / 1000;
+        assert!((mean - 10..mean + 10).contains(&weight.record_bytes()), "{weight:?}");
+        weight.learn([].iter());
+        assert!((mean - 10..mean + 10).contains(&weight.record_bytes()), "{weight:?}");
     }
 
     #[test]

@@ -327,10 +327,10 @@ fn trap_21_nested_loops_and_two_in_a_row_lose_and_repeat_nothing() {
     });
 }
 
-/// The error, without who it happened to.
 /// What one back-edge may hold where a loop grows without end.
 const MEMORY_BYTES: usize = 64 << 10;
 
+/// The error, without who it happened to.
 fn cause(error: &Error) -> &Error {
     match error {
         Error::Operator { source, .. } => cause(source),

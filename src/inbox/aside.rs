@@ -143,8 +143,8 @@ impl<T: Record> Inbox<T> {
     }
 
     /// The backlog of `input` has no room.
-    fn check_outgrown(&self, input: usize) -> Result<()> {
-        let Input { kind, backlog, .. } = &self.inputs[input];
+    fn check_outgrown(&mut self, input: usize) -> Result<()> {
+        let Input { kind, backlog, .. } = &mut self.inputs[input];
         if *kind == InputKind::Regular || !backlog.is_exhausted() {
             return Ok(());
         }
@@ -159,8 +159,10 @@ impl<T: Record> Inbox<T> {
     }
 
     /// Nothing sets aside what is in the rings of a loop's body, and their bound is a number of records:
-    /// they hold ever more where each record grows.
-    pub(super) fn check_grown(&self) -> Result<()> {
+    /// they hold ever more where each record grows. Their weight is an estimate, and not all that goes round
+    /// weighs what comes back here: so a loop fails only if records have become twice as heavy again
+    /// since they seemed to be too much, which no loop does whose records keep their size.
+    pub(super) fn check_grown(&mut self) -> Result<()> {
         let Some(flight) = self.setting.flight.as_ref().filter(|_| needs_drop::<T>()) else {
             return Ok(());
         };
@@ -171,6 +173,10 @@ impl<T: Record> Inbox<T> {
         let (entered, back) = (heaviest(InputKind::Regular), heaviest(InputKind::BackEdge));
         let aloft_bytes_max = self.setting.aloft_bytes_max;
         if back <= 2 * entered || flight.aloft() <= (aloft_bytes_max / back) as u64 {
+            self.too_heavy_since = None;
+            return Ok(());
+        }
+        if back < 2 * *self.too_heavy_since.get_or_insert(back) {
             return Ok(());
         }
         let loop_name = &self.setting.operator;

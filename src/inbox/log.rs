@@ -109,9 +109,16 @@ impl<T: Record> Log<T> {
 
     /// Copies what a late input has brought.
     pub fn append(&mut self, input: usize, records: &[T]) {
-        let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
         self.weight.look(records);
-        let bytes = records.len() * self.weight.record_bytes();
+        let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
+        let mut bytes = records.len() * self.weight.record_bytes();
+        if open.bytes + bytes > LOG_BYTES_MAX {
+            // The one that was looked at may have been the one that is heavy: now all are.
+            self.weight.learn(open.records.iter().flatten().chain(records));
+            let count: usize = open.records.iter().map(Vec::len).sum();
+            bytes = records.len() * self.weight.record_bytes();
+            open.bytes = count * self.weight.record_bytes();
+        }
         open.bytes += bytes;
         if open.bytes > LOG_BYTES_MAX {
             open.records.iter_mut().for_each(|records| *records = Vec::new());
@@ -132,10 +139,10 @@ impl<T: Record> Log<T> {
         let Some(open) = self.open.back_mut().filter(|open| open.failed.is_none()) else { return };
         let kept = open.records[input].len() - count;
         let bytes = count * self.weight.record_bytes();
-        open.bytes -= bytes;
+        open.bytes = open.bytes.saturating_sub(bytes); // the weight may have changed since
         open.records[input].truncate(kept);
         self.logged -= count as u64;
-        self.logged_bytes -= bytes as u64;
+        self.logged_bytes = self.logged_bytes.saturating_sub(bytes as u64);
     }
 
     /// Records copied so far, of all snapshots.

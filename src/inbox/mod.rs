@@ -157,6 +157,8 @@ pub struct Inbox<T: Record> {
     unsettled: usize,
     /// Records from inside the loop that were last told to be set aside.
     told_aside: usize,
+    /// What a record that comes back weighed when those that go round began to seem too much.
+    too_heavy_since: Option<usize>,
     /// Whether every regular input of the loop's entrance has ended.
     ending: bool,
 }
@@ -181,6 +183,7 @@ impl<T: Record> Inbox<T> {
             has_back_edges: kinds.contains(&InputKind::BackEdge),
             unsettled: 0,
             told_aside: 0,
+            too_heavy_since: None,
             ending: false,
         }
     }
@@ -316,8 +319,14 @@ impl<T: Record> Inbox<T> {
     fn is_loop_full(&self) -> bool {
         let flight = self.setting.flight.as_ref().filter(|_| self.has_back_edges);
         flight.is_some_and(|flight| {
-            let records = self.inputs.iter().map(|input| input.backlog.record_bytes());
-            let records_max = self.setting.flight_bytes_max / records.max().unwrap_or(1);
+            // What has come round says what goes round; one heavy record that entered does not.
+            let is_told = |input: &&Input<T>| {
+                input.kind == InputKind::BackEdge && input.backlog.is_weight_known()
+            };
+            let bytes = |input: &Input<T>| input.backlog.record_bytes();
+            let told = self.inputs.iter().filter(is_told).map(bytes).max();
+            let heaviest = told.or_else(|| self.inputs.iter().map(bytes).max());
+            let records_max = self.setting.flight_bytes_max / heaviest.unwrap_or(1);
             flight.is_full(records_max as u64, self.aligner.captured())
         })
     }

@@ -96,6 +96,6 @@ impl<T: Record> Inbox<T> {
     fn aside_bytes(&self) -> usize {
         let inputs = self.inputs.iter().enumerate();
         let late = inputs.filter(|(input, _)| !self.aligner.is_blocked(*input));
-        late.map(|(_, input)| input.backlog.len() * size_of::<T>()).sum()
+        late.map(|(_, input)| input.backlog.len() * input.backlog.record_bytes()).sum()
     }
 }

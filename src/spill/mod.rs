@@ -16,7 +16,7 @@
 //!   in is dropped; without room nothing goes in, and the caller leaves it where it is.
 //! - Records in memory, counted as their number times their [`Weight`], never exceed `memory_bytes`, or
 //!   [`SPILL_RECORDS_MIN`] records if that is more, while the weight stays: where it grows, what is too
-//!   much goes to disk. Chunks being written or read count as in memory. The spill file never exceeds
+//!   much goes to disk, if there is one, but for the first chunks. Chunks being written or read count as in memory. The spill file never exceeds
 //!   `disk_bytes`.
 //! - With a place to spill to, [`SPILL_READ_AHEAD_CHUNKS`] chunks of the budget are kept from
 //!   [`Backlog::push`], so that reading back never waits for room.
@@ -246,10 +246,21 @@ impl<T: Record> Backlog<T> {
     #[inline]
     pub fn weigh(&mut self, records: &[T]) {
         if self.weight.look(records) {
-            let bytes = self.weight.record_bytes();
-            self.sizes = Sizes::new(bytes, self.limits.memory_bytes, self.place.is_some());
-            self.open_records = self.open_records.min(self.sizes.chunk);
+            self.size();
         }
+    }
+
+    fn size(&mut self) {
+        let bytes = self.weight.record_bytes();
+        self.sizes = Sizes::new(bytes, self.limits.memory_bytes, self.place.is_some());
+        self.open_records = self.open_records.min(self.sizes.chunk);
+    }
+
+    /// Whether what it has been shown says what records weigh.
+    #[inline]
+    #[must_use]
+    pub fn is_weight_known(&self) -> bool {
+        self.weight.is_known()
     }
 
     /// Whether nothing of it is on disk or on its way there or back.
@@ -291,8 +302,19 @@ impl<T: Record> Backlog<T> {
     /// Whether there is no room and none will come before records are taken: memory is full, nothing
     /// is on its way to the disk, and the disk takes no more.
     #[must_use]
-    pub fn is_exhausted(&self) -> bool {
-        self.room() == 0 && self.moving_records == 0 && self.is_disk_full()
+    pub fn is_exhausted(&mut self) -> bool {
+        let seems = |own: &Self| own.room() == 0 && own.moving_records == 0 && own.is_disk_full();
+        if !seems(self) {
+            return false;
+        }
+        // What was looked at may have been the one that is heavy: before it is refused for that, all are.
+        let held = self.items.iter().filter_map(|item| match item {
+            Item::Held(records) => Some(records.as_slice()),
+            _ => None,
+        });
+        self.weight.learn(held.flatten());
+        self.size();
+        seems(self)
     }
 
     /// Whether nothing more can go to disk.
