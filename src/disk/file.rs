@@ -126,7 +126,7 @@ impl FileHandle {
     /// What the system says.
     pub fn sync_data(&self) -> io::Result<()> {
         match &self.backing {
-            Backing::System(file) => LATENESS.blocked(clock::now_ns(), || file.sync_data()),
+            Backing::System(file) => LATENESS.blocked(clock::now_ns, || file.sync_data()),
             Backing::Memory(file) => file.sync_data(),
         }
     }

@@ -8,10 +8,10 @@
 //! they run.
 //!
 //! Invariants
-//! - A worker is asked at most once in [`LATE_NS`], and never while all disks are in time.
+//! - A worker is asked at most once in [`LATE_NS`], and once more at most when the disks are in time again.
 //! - It is advice: nothing depends on it, and what several say at the same time may count once.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::clock;
 
@@ -23,7 +23,9 @@ const LATE_NS: u64 = 2_000_000;
 pub(super) struct Lateness {
     /// How often nothing came for [`LATE_NS`].
     times: AtomicU64,
-    /// Since when a thread stands in a sync; 0: none does.
+    /// Threads that stand in a call to a disk.
+    blocked: AtomicU32,
+    /// Since when one does, or since another of several has left it; 0: none does.
     blocked_since_ns: AtomicU64,
 }
 
@@ -32,18 +34,20 @@ pub(super) static LATENESS: Lateness = Lateness::new();
 
 impl Lateness {
     const fn new() -> Self {
-        Self { times: AtomicU64::new(0), blocked_since_ns: AtomicU64::new(0) }
+        let (blocked, blocked_since_ns) = (AtomicU32::new(0), AtomicU64::new(0));
+        Self { times: AtomicU64::new(0), blocked, blocked_since_ns }
     }
 
-    /// Runs `sync`, which blocks this thread. Of several at a time the first is watched.
-    pub fn blocked<R>(&self, now_ns: u64, sync: impl FnOnce() -> R) -> R {
+    /// Runs `call`, which blocks this thread. Of several at a time it is watched that one ends now and then.
+    pub fn blocked<R>(&self, now_ns: impl Fn() -> u64, call: impl FnOnce() -> R) -> R {
         // Relaxed, here and below: nothing is read on the strength of it.
-        let (since_ns, order) = (&self.blocked_since_ns, Ordering::Relaxed);
-        let is_first = since_ns.compare_exchange(0, now_ns.max(1), order, order).is_ok();
-        let result = sync();
-        if is_first {
-            since_ns.store(0, order);
+        if self.blocked.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.blocked_since_ns.store(now_ns().max(1), Ordering::Relaxed);
         }
+        let result = call();
+        let is_last = self.blocked.fetch_sub(1, Ordering::Relaxed) == 1;
+        let since_ns = if is_last { 0 } else { now_ns().max(1) };
+        self.blocked_since_ns.store(since_ns, Ordering::Relaxed);
         result
     }
 }
@@ -129,13 +133,17 @@ mod tests {
     fn a_worker_is_asked_again_and_again_while_a_sync_blocks_but_not_too_often() {
         let (lateness, mut worker) = (Lateness::new(), Courtesy::default());
         let mut asked = |now_ns| worker.is_asked_by(&lateness, || now_ns);
-        lateness.blocked(NOW, || {
-            assert!(!asked(NOW + LATE_NS - 1));
-            assert!(asked(NOW + LATE_NS));
-            assert!(!asked(NOW + 2 * LATE_NS - 1));
-            lateness.blocked(NOW + LATE_NS, || ());
-            assert!(asked(NOW + 2 * LATE_NS), "the first still does");
-        });
+        lateness.blocked(
+            || NOW,
+            || {
+                assert!(!asked(NOW + LATE_NS - 1));
+                assert!(asked(NOW + LATE_NS));
+                assert!(!asked(NOW + 2 * LATE_NS - 1));
+                lateness.blocked(|| NOW + LATE_NS, || ());
+                assert!(!asked(NOW + 2 * LATE_NS - 1), "another has just ended");
+                assert!(asked(NOW + 2 * LATE_NS), "the first still does not");
+            },
+        );
         assert!(!asked(NOW + 9 * LATE_NS));
     }
 }

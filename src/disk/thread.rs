@@ -12,8 +12,10 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use super::lateness::LATENESS;
 use super::system::SystemQueue;
 use super::{Bytes, Completion, DiskQueue, Operation, Ticket};
+use crate::clock;
 
 /// Queue of [`ThreadDisk`](super::ThreadDisk).
 pub struct ThreadQueue {
@@ -58,7 +60,8 @@ fn run(operations: &Receiver<(Ticket, Operation)>, completed: &Sender<Completion
 pub(super) fn perform(operation: Operation) -> (Bytes, io::Result<usize>) {
     match operation {
         Operation::Write { file, offset, buffer, sync } => {
-            let mut result = file.write_all_at(&buffer, offset);
+            let write = || file.write_all_at(&buffer, offset);
+            let mut result = LATENESS.blocked(clock::now_ns, write);
             if sync && result.is_ok() {
                 result = file.sync_data();
             }

@@ -156,12 +156,13 @@ fn executor(attempt: Result<(), String>) -> Check {
     }
 }
 
-/// What of the things that container engines leave behind is here.
 /// `grouped` is the sysctl `kernel.sched_autogroup_enabled`.
 fn scheduler(grouped: Option<&str>) -> Check {
     let name = "scheduler";
-    if grouped != Some("1") {
-        return Check::ok(name, "does not group processes by session");
+    match grouped {
+        Some("1") => {}
+        Some(_) => return Check::ok(name, "does not group processes by session"),
+        None => return Check::ok(name, "is not known to group processes by session"),
     }
     Check::warn(
         name,
@@ -171,6 +172,7 @@ fn scheduler(grouped: Option<&str>) -> Check {
     )
 }
 
+/// What of the things that container engines leave behind is here.
 fn container_marks() -> Vec<&'static str> {
     let exists = |path: &str| std::path::Path::new(path).exists();
     let groups = kernel_file("/proc/1/cgroup").unwrap_or_default();

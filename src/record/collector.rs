@@ -1,8 +1,9 @@
 //! Where user code puts the records that it makes.
 //!
 //! What records lead to is gathered in one vector per batch and handed on together. User code gets it as
-//! a [`Collector`], which can be added to and not otherwise changed: with the vector itself in hand, an
-//! `out.clear()` meant for one record's output took away that of others, without a word.
+//! a [`Collector`], which can be added to: with the vector itself in hand, an `out.clear()` meant for one
+//! record's output took away that of others, without a word. It is there against that mistake. It is no
+//! wall: whoever wants to can put another collector in its place.
 
 use std::io;
 
@@ -22,7 +23,7 @@ use super::append;
 /// assert_eq!(made, ["before", "to", "be"]);
 /// ```
 ///
-/// Nothing can be taken out of it again:
+/// It has no way to take something out again:
 ///
 /// ```compile_fail
 /// # use tidegate::record::Collector;
