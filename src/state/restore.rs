@@ -24,7 +24,7 @@ use rkyv::validation::shared::SharedValidator;
 
 use super::exchange::PageEntry;
 use super::memory::Room;
-use super::page::{HOMES_MIN, Header, Page, PageBox, entries_max};
+use super::page::{HOMES_MIN, Header, Page, PageBox, slots_of};
 use super::slot::{INLINE_BYTES, SlotLayout};
 use crate::key::Key;
 use crate::record::Data;
@@ -60,7 +60,7 @@ fn check_header<K: Key, V: Data>(entry: &PageEntry, header: &Header) -> Result<(
     }
     let homes = header.homes as usize;
     let is_homes = homes >= HOMES_MIN && homes.is_multiple_of(SlotLayout::<K, V>::BUCKET);
-    if !is_homes || header.len as usize > entries_max(homes) {
+    if !is_homes || header.len as usize > slots_of(homes) {
         return Err(format!("a page of {} entries and {homes} homes", header.len));
     }
     if (header.prefix, header.depth) != (entry.prefix, entry.depth) {

@@ -5,13 +5,15 @@
 //!
 //! The host of a virtual machine may take memory back that is free there; who touches it first waits for the
 //! host then (ten times as long as for memory that is at hand, where this was measured). So as much
-//! memory as is needed is touched and freed before either is timed.
+//! memory as is needed is touched and freed before either is timed, and the files are read: both are what a
+//! restart after a crash of the process finds, and not after one of the machine.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use memmap2::{Advice, MmapMut};
 use serde::{Deserialize, Serialize};
 use tidegate::clock;
 use tidegate::config::Config;
@@ -121,7 +123,7 @@ pub fn run(state: &State, config: &Config, directory: &Path) -> Result<Restart, 
     command.args(["bench", "state", "--skew", skew, "--mode", mode]).arg("--snapshots");
     command.arg(directory).args(state.workers.as_arguments(config));
     numbers.iter().for_each(|(name, number)| _ = command.arg(name).arg(number));
-    touch(bytes);
+    touch(bytes)?;
     command.arg("--go-on-since").arg(clock::machine_ns().to_string());
     let ran = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let ran = ran.map_err(Error::io("start", program))?;
@@ -130,17 +132,26 @@ pub fn run(state: &State, config: &Config, directory: &Path) -> Result<Restart, 
     Ok(Restart { gone_on: found.ok_or_else(failed)?, reading_ms })
 }
 
-/// Touches as much memory as a table of so many bytes takes, and frees it.
-fn touch(bytes: usize) {
+/// Touches as much memory as a table of so many bytes takes, and frees it. In large pages, where there are
+/// such: the system gives out next what was freed last, but of small ones it first makes large ones.
+fn touch(bytes: usize) -> Result<(), Failure> {
     let wanted = (bytes + bytes / 2) as u64;
     let free = memory::available_bytes().map_or(wanted, |available| available / 2);
-    let mut touched = vec![0_u8; wanted.min(free) as usize];
+    let mapped = MmapMut::map_anon(wanted.min(free) as usize);
+    let mut touched = mapped.map_err(Error::io("get", "memory"))?;
+    _ = touched.advise(Advice::HugePage);
     touched.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    std::hint::black_box(&touched);
+    Ok(())
+}
+
+/// Reads a file, so that the system has it at hand. What was written past its cache is not there.
+fn warm(file: &FileHandle, bytes: u64) -> std::io::Result<()> {
+    let mut memory = vec![0; READ_BYTES];
+    (0..bytes).step_by(READ_BYTES).try_for_each(|at| file.read_at(&mut memory, at).map(drop))
 }
 
 /// Reads as many bytes as the newest snapshot has pages, from the files they lie in: how long it took, ms,
-/// and how many they were.
+/// and how many they were. The files are at hand, for this and for whoever reads them next.
 fn reading(directory: &Path, threads: usize) -> Result<(f64, usize), Failure> {
     let disk = default_disk().0;
     let newest = store::list(&*disk, directory)?.pop().and_then(|info| info.manifest);
@@ -151,14 +162,16 @@ fn reading(directory: &Path, threads: usize) -> Result<(f64, usize), Failure> {
     for segment in segments {
         let path = directory.join(format!("segment-{segment}"));
         let file = disk.open_read(&path).map_err(Error::io("open", &path))?;
-        let bytes = left.min(disk.len(&path).map_err(Error::io("look at", &path))?);
+        let all = disk.len(&path).map_err(Error::io("look at", &path))?;
+        warm(&file, all).map_err(Error::io("read", &path))?;
+        let bytes = left.min(all);
         left -= bytes;
         let starts = (0..bytes).step_by(READ_BYTES);
         let file = Arc::new(file);
         pieces.extend(starts.map(|at| (file.clone(), at, READ_BYTES.min((bytes - at) as usize))));
     }
     let bytes = pieces.iter().map(|piece| piece.2).sum();
-    touch(bytes);
+    touch(bytes)?;
     let began_ns = clock::now_ns();
     let read = |pieces: &[(Arc<FileHandle>, u64, usize)]| -> std::io::Result<usize> {
         let mut memory = vec![0; pieces.iter().map(|piece| piece.2).sum()];
