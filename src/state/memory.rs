@@ -47,7 +47,7 @@ const REGIONS_MAX: usize = 16;
 pub(super) enum Holes {
     /// While the table grows: to have fewer costs more moves for each page that grows (with a twelfth
     /// filling a table took a third longer).
-    Growing = 8,
+    Growing = 6,
     /// While it is written anyway.
     Written = 24,
 }
@@ -97,6 +97,7 @@ struct Region {
     alive: Arc<MmapMut>,
     used: usize,
     live: usize,
+    is_touched: bool,
     /// Sizes of the rooms in it, in [`PAGE_ALIGN`].
     rooms: Vec<u16>,
 }
@@ -123,6 +124,10 @@ pub(super) struct PageMemory {
     hand: usize,
     /// Bytes of rooms in regions.
     live: usize,
+    /// Bytes of such and of the holes between them.
+    used: usize,
+    /// Regions that a room was ever in: the system gave memory for them.
+    touched: usize,
     /// Rooms with memory of their own.
     large: BTreeMap<NonNull<u8>, Room>,
 }
@@ -153,6 +158,7 @@ impl PageMemory {
             alive: alive.clone(),
             used: 0,
             live: 0,
+            is_touched: false,
             rooms: Vec::new(),
         }));
         self.empty.extend((first..first + count).rev());
@@ -178,6 +184,7 @@ impl PageMemory {
         region.rooms.push((size / PAGE_ALIGN) as u16);
         region.used += size;
         region.live += size;
+        self.used += size;
         self.live += size;
         Room { memory, bytes, alive: region.alive.clone() }
     }
@@ -187,6 +194,7 @@ impl PageMemory {
             self.map(self.regions.len().clamp(1, REGIONS_MAX));
         }
         let next = self.empty.pop().expect("regions were just made");
+        self.touched += usize::from(!std::mem::replace(&mut self.regions[next].is_touched, true));
         let last = self.open.replace(next);
         last.into_iter().for_each(|last| self.empty_if_left(last));
         next
@@ -220,7 +228,7 @@ impl PageMemory {
         if region.live > 0 || region.used == 0 || is_left {
             return;
         }
-        region.used = 0;
+        self.used -= std::mem::take(&mut region.used);
         region.rooms.clear();
         if self.open != Some(number) {
             self.empty.push(number);
@@ -250,9 +258,7 @@ impl PageMemory {
     }
 
     fn is_wasteful(&self, holes: Holes) -> bool {
-        let unused = self.open.map_or(0, |open| REGION_BYTES - self.regions[open].used);
-        let used = (self.regions.len() - self.empty.len()) * REGION_BYTES - unused;
-        used - self.live > self.live / holes as usize + REGION_BYTES
+        self.used - self.live > self.live / holes as usize + REGION_BYTES
     }
 
     /// Of the next candidates the one with the most holes, if it has as many as there may be.
@@ -260,17 +266,17 @@ impl PageMemory {
         let (hand, all) = (self.hand, self.regions.len());
         let count = all.min(CANDIDATES);
         self.hand = (hand + count) % all;
-        let live = |number: &usize| self.regions[*number].live;
-        (hand..hand + count)
-            .map(|at| at % all)
-            .filter(|number| Some(*number) != self.open && live(number) > 0)
-            .filter(|number| live(number) <= REGION_BYTES - REGION_BYTES / holes as usize)
-            .min_by_key(live)
+        let holey = |number: &usize| {
+            let Region { used, live, .. } = &self.regions[*number];
+            Some(*number) != self.open && used - live > used / holes as usize
+        };
+        let candidates = (hand..hand + count).map(|at| at % all).filter(holey);
+        candidates.min_by_key(|number| self.regions[*number].live)
     }
 
-    /// Bytes that were handed out or lie idle between such.
+    /// Bytes that were handed out, or were once.
     pub fn bytes(&self) -> usize {
         let large: usize = self.large.values().map(|room| room.bytes).sum();
-        (self.regions.len() - self.empty.len()) * REGION_BYTES + large
+        self.touched * REGION_BYTES + large
     }
 }

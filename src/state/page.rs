@@ -431,8 +431,16 @@ impl<'a, K: Key, V: Data> Page<'a, K, V> {
     /// Where an entry with this hash goes that is known to be absent; the number of slots if there is
     /// no slot left.
     pub fn vacancy(&self, hash: u64) -> usize {
-        let vacant_from =
-            |from| (from..).find(|index| self.tag(*index) == 0).expect("zeros end it");
+        let vacant_from = |from: usize| {
+            let mut at = from;
+            loop {
+                let empty = !self.window(at) & HIGHS;
+                if empty != 0 {
+                    return at + empty.trailing_zeros() as usize / 8;
+                }
+                at += WINDOW;
+            }
+        };
         let index = vacant_from(self.home(hash));
         if index < self.slots() { index } else { vacant_from(0) }
     }

@@ -198,8 +198,11 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         budget_bytes: usize,
         out: &mut dyn StateWriter,
     ) -> Result<Drained, String> {
-        self.directory.move_some(Holes::Written, budget_bytes / 8);
-        self.capture.drain(&mut self.directory, schema, budget_bytes, out)
+        let drained = self.capture.drain(&mut self.directory, schema, budget_bytes, out);
+        if matches!(drained, Ok(Drained::More)) {
+            self.directory.move_some(Holes::Written, budget_bytes / 8);
+        }
+        drained
     }
 
     pub fn abandon(&mut self) {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::key::Key;
 use crate::state::memory::Room;
-use crate::state::page::{PageBox, Place, entries_max};
+use crate::state::page::{PageBox, Place, entries_max, slots_of};
 
 /// A key that brings its hash along.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -28,6 +28,11 @@ enum Step {
     Take(u64),
 }
 
+fn empty(homes: usize) -> PageBox<Hashed, u64> {
+    let room = Room::alone(PageBox::<Hashed, u64>::room_bytes(homes, 0));
+    PageBox::new(room, homes, 0, 0, 7)
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step =
         prop_oneof![3 => (0..60_u64).prop_map(Step::Put), 2 => (0..60_u64).prop_map(Step::Take)];
@@ -44,8 +49,7 @@ proptest! {
             _ => u64::from(u32::MAX - key as u32 * 20_000_000) | key << 32,
         };
         let homes = 4 * homes;
-        let room = Room::alone(PageBox::<Hashed, u64>::room_bytes(homes, 0));
-        let mut page = PageBox::<Hashed, u64>::new(room, homes, 0, 0, 7);
+        let mut page = empty(homes);
         let mut expected = BTreeMap::new();
         for (number, step) in (0_u64..).zip(&steps) {
             let (Step::Put(key) | Step::Take(key)) = *step;
@@ -58,6 +62,12 @@ proptest! {
                     prop_assert_eq!(index, page.page().vacancy(key.hash));
                     if has_room {
                         page.page_mut().fill(index, key.hash, &key, number);
+                        prop_assert_eq!(expected.insert(key.key, number), None);
+                    } else if index < slots_of(homes) {
+                        // Pages of the format before may be as full as that.
+                        let mut one = empty(4);
+                        one.page_mut().fill(0, key.hash, &key, number);
+                        page.page_mut().copy_entry(one.page(), 0, key.hash);
                         prop_assert_eq!(expected.insert(key.key, number), None);
                     }
                 }
