@@ -45,6 +45,10 @@ pub struct KeyedTable<K: Key, V: Data> {
     old: Option<OldPages>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are few, and every record goes through one: no box"
+)]
 enum Table<K: Key, V: Data> {
     Paged(PagedTable<K, V>),
     Native(NativeTable<K, V>),

@@ -236,7 +236,7 @@ impl PageMemory {
     }
 
     /// The next room to be looked at, by where it begins and its size: if a page lives in it, that is to be
-    /// moved, and the room given back. `None`: there are few holes.
+    /// moved, and the room given back. `None`: there are few holes, or all of a region was looked at.
     pub fn next_to_leave(&mut self, holes: Holes) -> Option<(NonNull<u8>, usize)> {
         if self.leaving.is_none() && self.is_wasteful(holes) {
             let region = self.region_to_leave(holes)?;
