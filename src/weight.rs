@@ -69,11 +69,14 @@ impl<T: Record> Weight<T> {
     where
         T: 'a,
     {
+        if !mem::needs_drop::<T>() {
+            return;
+        }
         let (mut count, mut bytes) = (0_usize, 0_usize);
         for record in records {
             (count, bytes) = (count + 1, bytes + owned_bytes(record));
         }
-        if mem::needs_drop::<T>() && count > 0 {
+        if count > 0 {
             self.owned_bytes = bytes.div_ceil(count);
         }
     }

@@ -312,6 +312,20 @@ mod tests {
     }
 
     #[test]
+    fn one_heavy_record_among_many_does_not_make_a_log_too_long() {
+        let mut log = by_key((0, 1));
+        log.begin(ONE);
+        log.mark(ONE);
+        let mut batch = words(&["a"; 500]);
+        batch[1] = "h".repeat(2 << 20); // which is the one that is looked at first
+        log.append(0, &batch);
+        assert_eq!((log.failed(), log.logged()), (0, 500));
+        let heavy = ["h".repeat(2 << 20)];
+        (0..40).for_each(|_| log.append(0, &heavy));
+        assert_eq!(log.failed(), 1, "80 MiB are too much");
+    }
+
+    #[test]
     fn trap_19_a_log_is_replayed_once_by_whoever_owns_its_keys() {
         let mut log = by_key((1, 2));
         log.begin(ONE);

@@ -16,8 +16,8 @@
 //!   in is dropped; without room nothing goes in, and the caller leaves it where it is.
 //! - Records in memory, counted as their number times their [`Weight`], never exceed `memory_bytes`, or
 //!   [`SPILL_RECORDS_MIN`] records if that is more, while the weight stays: where it grows, what is too
-//!   much goes to disk, if there is one, but for the first chunks. Chunks being written or read count as in memory. The spill file never exceeds
-//!   `disk_bytes`.
+//!   much goes to disk, if there is one, but for the first chunks. Chunks being written or read count as
+//!   in memory. The spill file never exceeds `disk_bytes`.
 //! - With a place to spill to, [`SPILL_READ_AHEAD_CHUNKS`] chunks of the budget are kept from
 //!   [`Backlog::push`], so that reading back never waits for room.
 //! - Only whole chunks are spilled: never the one being filled, never the first

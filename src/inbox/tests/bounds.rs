@@ -1,6 +1,7 @@
 //! What may wait in an inbox, and what may go round in a loop.
 
 use super::*;
+use crate::record::Buffer;
 
 /// Two entrances of one loop, in which 64 records may go round.
 fn entrances() -> ([Bench; 2], Arc<Flight>) {
@@ -148,4 +149,56 @@ fn what_records_own_counts_for_what_an_input_may_set_aside() {
     let Some(Error::Operator { source, .. }) = error else { panic!("{error:?}") };
     assert!(matches!(*source, Error::Limit { .. }), "{source}");
     assert!(inbox.inputs[0].backlog.len() < 24, "{}", inbox.inputs[0].backlog.len());
+}
+
+/// One heavy record that is looked at counts for all at first. A job without a disk failed for records that
+/// were not there.
+#[test]
+fn one_heavy_record_among_many_does_not_exhaust_a_backlog() {
+    let limits = Limits { memory_bytes: 1 << 20, disk_bytes: 0 };
+    let mut backlog = Backlog::new(limits, None);
+    let mut put = |bytes: &[usize]| {
+        let mut records: Buffer<String> =
+            bytes.iter().map(|bytes| "x".repeat(*bytes)).collect::<Vec<_>>().into();
+        records.lend(|batch| {
+            backlog.weigh(batch.as_slice());
+            backlog.push(batch)
+        });
+        let is_full = backlog.room() == 0;
+        (is_full, backlog.is_exhausted(), backlog.room() > 0)
+    };
+    assert_eq!(put(&[1_000; 500]), (false, false, true));
+    assert_eq!(
+        put(&[200_000; 64]),
+        (true, false, true),
+        "none of them was taken, and there is room"
+    );
+    assert_eq!(put(&[1_000; 900]), (true, true, false), "now it is full");
+}
+
+/// A loop failed for what one record weighed, though none became heavier.
+#[test]
+fn a_loop_has_outgrown_its_bounds_only_if_its_records_go_on_growing() {
+    let (_sender, ring) = channel(SLOTS);
+    let mut inbox = Inbox::<String>::acyclic(vec![ring], SnapshotId(0));
+    let flight = Arc::new(Flight::new(1));
+    flight.sent(10_000);
+    inbox.inputs[0].kind = BackEdge;
+    inbox.setting.flight = Some(flight.clone());
+    inbox.setting.aloft_bytes_max = 1 << 20;
+    let mut come_by = |bytes: usize, times: usize| {
+        let records = vec!["x".repeat(bytes); 64];
+        (0..times).try_for_each(|_| {
+            inbox.inputs[0].backlog.weigh(&records);
+            inbox.check_grown()
+        })
+    };
+    come_by(200, 9).unwrap();
+    come_by(200, 99).unwrap();
+    flight.handled(9_999);
+    come_by(2_000, 9).unwrap();
+    flight.sent(9_999);
+    come_by(2_000, 9).unwrap();
+    let error = come_by(6_000, 9).unwrap_err();
+    assert!(error.to_string().contains("makes its records larger"), "{error}");
 }
