@@ -5,16 +5,15 @@
 //! come: so between two snapshots it is the map of the last one, and can be written out as such.
 //!
 //! Invariants
+//! - Entries of pages that were restored are in the order of their first hashes, whatever becomes of them.
 //! - The entries tile what was handed over last: a page that has split keeps the entry of before
 //!   until both halves, which have both changed, are handed over together.
 //! - `segments` is the sum of the entries, by segment; a segment without bytes is not in it.
 
 use std::collections::BTreeMap;
 
-use hashbrown::HashMap;
-
 use super::exchange::{PageEntry, Place};
-use crate::disk::large::long_list;
+use super::tiles::Tiles;
 use crate::id::SegmentId;
 
 /// Bytes on disk that turned out not to be what was handed over.
@@ -42,15 +41,17 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// That of a table that was just restored, with one entry per page.
-    pub fn restored(pages: &[PageEntry]) -> Self {
-        let mut entries = long_list(pages.len());
-        entries.extend_from_slice(pages);
-        let mut segments = HashMap::<SegmentId, u64>::new();
-        for entry in entries.iter().filter(|entry| entry.bytes > 0) {
-            *segments.entry(entry.place.segment).or_default() += u64::from(entry.bytes);
-        }
-        Self { entries, segments: segments.into_iter().collect() }
+    /// That of a table that was just restored: its pages, and how many bytes of them lie in each segment.
+    pub fn restored(pages: Tiles, segments: impl Iterator<Item = (SegmentId, u64)>) -> Self {
+        debug_assert!(pages.is_sorted_by_key(|page| page.prefix));
+        Self { entries: pages, segments: segments.collect() }
+    }
+
+    /// Of the first `restored` pages, which are those of a table that was restored, the number of the one that
+    /// began with the hashes before `hash`. A page keeps its number and its first hash when it splits.
+    pub fn restored_at(&self, hash: u64, restored: u32) -> u32 {
+        let behind = self.entries[..restored as usize].partition_point(|page| page.prefix <= hash);
+        behind.checked_sub(1).expect("pages begin with a key group") as u32
     }
 
     /// Numbers there may be an entry for: 0 up to here.
@@ -97,7 +98,7 @@ impl Ledger {
         ids.into_iter()
             .map(|id| {
                 let entry = self.entry(id);
-                self.set(id, PageEntry::default());
+                self.set(id, PageEntry { bytes: 0, ..entry });
                 entry
             })
             .collect()

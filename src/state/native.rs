@@ -120,9 +120,8 @@ impl<K: Key, V: Data> NativeTable<K, V> {
     fn require(&mut self, hash: u64) {
         if self.buckets.bucket(hash).version == UNLOADED {
             let unloaded = self.unloaded.as_mut().expect("what is not loaded is on disk");
-            let loaded = unloaded
-                .fault(hash, &mut PageMemory::default())
-                .and_then(|read| self.take_in(&read));
+            let read = unloaded.fault(hash, &self.capture.ledger, &mut PageMemory::default());
+            let loaded = read.and_then(|read| read.iter().try_for_each(|read| self.take_in(read)));
             loaded.unwrap_or_else(|error| guard::raise(error));
         }
     }
@@ -230,8 +229,9 @@ impl<K: Key, V: Data> NativeTable<K, V> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
         let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
         self.buckets = Buckets::new(&self.groups, &tiles);
-        self.capture.ledger = Ledger::restored(&tiles);
-        self.unloaded = Some(Unloaded::new(tiles, source.clone()));
+        let unloaded = Unloaded::new(&tiles, source.clone());
+        self.capture.ledger = Ledger::restored(tiles, unloaded.bytes());
+        self.unloaded = Some(unloaded);
         Ok(())
     }
 
@@ -239,7 +239,8 @@ impl<K: Key, V: Data> NativeTable<K, V> {
     pub fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
         let mut loaded = 0;
         while let Some(unloaded) = self.unloaded.as_mut().filter(|_| loaded < budget_bytes) {
-            for read in unloaded.next(budget_bytes - loaded, &mut PageMemory::default())? {
+            let (left, mut memory) = (budget_bytes - loaded, PageMemory::default());
+            for read in unloaded.next(left, &self.capture.ledger, &mut memory)? {
                 loaded += read.entry.bytes as usize;
                 self.take_in(&read)?;
             }

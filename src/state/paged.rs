@@ -91,7 +91,8 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     fn fault(&mut self, hash: u64) {
         let unloaded = self.unloaded.as_mut().expect("a page that is not loaded is on disk");
         let memory = self.directory.memory();
-        let loaded = unloaded.fault(hash, memory).and_then(|read| self.take_in(read));
+        let read = unloaded.fault(hash, &self.capture.ledger, memory);
+        let loaded = read.and_then(|read| read.into_iter().try_for_each(|read| self.take_in(read)));
         loaded.unwrap_or_else(|error| guard::raise(error));
     }
 
@@ -222,8 +223,9 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
         let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
         self.directory = Directory::with_pages(self.groups.clone(), &tiles);
-        self.capture.ledger = Ledger::restored(&tiles);
-        self.unloaded = Some(Unloaded::new(tiles, source.clone()));
+        let unloaded = Unloaded::new(&tiles, source.clone());
+        self.capture.ledger = Ledger::restored(tiles, unloaded.bytes());
+        self.unloaded = Some(unloaded);
         Ok(())
     }
 
@@ -231,7 +233,8 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn load(&mut self, budget_bytes: usize) -> Result<bool, Error> {
         let mut loaded = 0;
         while let Some(unloaded) = self.unloaded.as_mut().filter(|_| loaded < budget_bytes) {
-            for read in unloaded.next(budget_bytes - loaded, self.directory.memory())? {
+            let (left, memory) = (budget_bytes - loaded, self.directory.memory());
+            for read in unloaded.next(left, &self.capture.ledger, memory)? {
                 loaded += read.entry.bytes as usize;
                 self.take_in(read)?;
             }
