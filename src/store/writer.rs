@@ -141,7 +141,7 @@ impl PartWriter {
         let planned = &mut self.planned;
         let is_base = planned.base == planned.void
             || planned.links == LINKS_MAX
-            || planned.entries > 2 * planned.mapped.max(64);
+            || planned.entries > planned.mapped.max(64);
         if is_base {
             *planned = Planned { base: planned.base + 1, void: planned.void, ..Planned::default() };
         } else {
