@@ -3,7 +3,8 @@
 //! A record's latency is counted from when it *was to be* sent, not from when it was: a generator that
 //! is held up would otherwise leave out exactly the records that waited longest (coordinated
 //! omission). So the timetable is fixed in advance: behind the records that are *loaded* before
-//! anything is measured, record i is due `i / rate` after a start that all sources share.
+//! anything is measured, record i is due `i / rate` after a start that all sources share; in a run that goes
+//! on from another, behind those that the other sent.
 //!
 //! The source emits a record in the first step that finds it due, in turn with the other sources: a
 //! source is a *lane* that has every p-th index. Steps follow each other within a microsecond while
@@ -41,6 +42,8 @@ pub struct Timing {
     pub records: u64,
     /// Of those, only so many: the source then waits for a stop. For a run that is to be gone on from.
     pub held_after: Option<u64>,
+    /// Of those, so many were sent by the run that this one goes on from: the next is due at the start.
+    pub sent_before: u64,
     /// Records per second over all lanes; without a rate they are sent as fast as they are taken.
     pub per_second: Option<f64>,
 }
@@ -49,7 +52,7 @@ impl Timing {
     /// `records` at this rate, if any.
     #[must_use]
     pub fn of(records: u64, per_second: Option<f64>) -> Self {
-        Self { loaded: 0, records, held_after: None, per_second }
+        Self { loaded: 0, records, held_after: None, sent_before: 0, per_second }
     }
 
     /// Indices that are sent behind the loaded ones.
@@ -106,10 +109,11 @@ impl Timetable {
 
     /// Indices below this may be sent at `now_ns`.
     fn sendable(&self, now_ns: u64) -> u64 {
-        let Timing { loaded, per_second, .. } = self.timing;
+        let Timing { loaded, sent_before, per_second, .. } = self.timing;
         let Some(started_ns) = self.started_ns() else { return loaded };
         let due = per_second.map_or(u64::MAX, |per_second| {
-            1 + (now_ns.saturating_sub(started_ns) as f64 * per_second / 1e9) as u64
+            let since = (now_ns.saturating_sub(started_ns) as f64 * per_second / 1e9) as u64;
+            sent_before + 1 + since
         });
         loaded + due.min(self.timing.sent())
     }
@@ -120,7 +124,9 @@ impl Timetable {
         match started_ns.zip(self.timing.per_second) {
             None => now_ns,
             Some((started_ns, per_second)) => {
-                let after_ns = (index - self.timing.loaded) as f64 * 1e9 / per_second;
+                let after = index - self.timing.loaded;
+                let after_ns =
+                    after.saturating_sub(self.timing.sent_before) as f64 * 1e9 / per_second;
                 started_ns.saturating_add(after_ns as u64)
             }
         }
@@ -292,6 +298,17 @@ mod tests {
         timetable.start(7);
         assert_eq!(read(&mut only, 8).1, [(3, 8), (4, 8)]);
         assert_eq!(read(&mut only, 9), (Read::Idle, vec![]), "held");
+    }
+
+    #[test]
+    fn a_run_that_goes_on_from_another_begins_its_timetable_where_that_one_ended() {
+        let timing = Timing { loaded: 3, sent_before: 2, ..Timing::of(9, Some(1e6)) };
+        let timetable = Timetable::new(timing);
+        timetable.start(7_000);
+        let mut only = lane(&timetable, 5, 1);
+        assert_eq!(read(&mut only, 7_500), (Read::More, vec![(5, 7_000)]));
+        assert_eq!(read(&mut only, 7_600), (Read::Until(8_000), vec![]));
+        assert_eq!(read(&mut only, 9_000).1, [(6, 8_000), (7, 9_000)]);
     }
 
     #[test]

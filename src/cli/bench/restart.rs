@@ -1,7 +1,7 @@
 //! `bench state --restart`: the job again, from its last snapshot, in a process of its own.
 //!
 //! The measured run was stopped at a fixed update, with a last snapshot. The second process is the same
-//! command with a hidden argument; it handles [`RECORDS`] more updates and prints a [`GoneOn`].
+//! command with a hidden argument; it handles some more updates ([`records`]) and prints a [`GoneOn`].
 //!
 //! The host of a virtual machine may take memory back that is free there; who touches it first waits for the
 //! host then (ten times as long as for memory that is at hand, where this was measured). So as much
@@ -28,9 +28,18 @@ use crate::cli::exit::Failure;
 use crate::cli::settings::ModeName;
 use crate::cli::watch::{self, Show};
 
-/// Updates that are left for the second run: enough that all workers have some, and that all state is loaded
-/// before they are done.
-pub const RECORDS: u64 = 300_000;
+/// Updates that are left for the second run where there is no rate: enough that all workers have some, and
+/// that all state is loaded before they are done.
+const RECORDS: u64 = 300_000;
+/// With a rate it lasts so long, s, and one more for so many bytes of state.
+const SECONDS: f64 = 5.0;
+const BYTES_PER_SECOND: f64 = 2e8;
+
+/// Updates that are left for the second run, at this rate, with so much state.
+pub fn records(rate: Option<f64>, state_bytes: u64) -> u64 {
+    let seconds = SECONDS + state_bytes as f64 / BYTES_PER_SECOND;
+    rate.map_or(RECORDS, |rate| (rate * seconds).ceil() as u64)
+}
 
 /// Bytes that are read at once to see how long reading takes.
 const READ_BYTES: usize = 1 << 20;
@@ -122,6 +131,7 @@ pub fn run(state: &State, config: &Config, directory: &Path) -> Result<Restart, 
     let mut command = Command::new(&program);
     command.args(["bench", "state", "--skew", skew, "--mode", mode]).arg("--snapshots");
     command.arg(directory).args(state.workers.as_arguments(config));
+    state.rate.iter().for_each(|rate| _ = command.arg("--rate").arg(rate.to_string()));
     numbers.iter().for_each(|(name, number)| _ = command.arg(name).arg(number));
     touch(bytes)?;
     command.arg("--go-on-since").arg(clock::machine_ns().to_string());

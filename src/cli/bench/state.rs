@@ -63,7 +63,7 @@ pub struct State {
     seconds: Option<u32>,
     /// Send so many updates per second, whatever the engine does, and measure their latency
     #[arg(long, value_name = "N", value_parser = latency::parse_rate, allow_negative_numbers = true)]
-    rate: Option<f64>,
+    pub rate: Option<f64>,
     /// none: no snapshots; abs: Asynchronous Barrier Snapshotting; sync: stop the sources, run empty,
     /// write, go on
     #[arg(long, default_value = "abs", value_parser = ModeName::parser(["none", "abs", "sync"]),
@@ -77,7 +77,7 @@ pub struct State {
     #[arg(long, value_name = "DIR")]
     snapshots: Option<PathBuf>,
     /// Afterwards run the job again from its last snapshot, in a process of its own, and measure how long
-    /// that takes
+    /// that takes while updates come at the same rate, or without one as fast as they are taken
     #[arg(long)]
     restart: bool,
     /// Print one JSON object
@@ -215,13 +215,20 @@ impl State {
         self.records.or_else(by_rate).unwrap_or(RECORDS_DEFAULT)
     }
 
-    /// A job that is to be gone on from is held before its end. The process that goes on has no rate.
+    /// A job that is to be gone on from is held before its end.
     fn timing(&self) -> Timing {
         let (records, loaded) = (self.records(), self.keys);
-        let continued = self.restart || self.go_on_since.is_some();
-        let after = if continued { restart::RECORDS } else { 0 };
+        let goes_on = self.go_on_since.is_some();
+        let is_continued = self.restart || goes_on;
+        let after = if is_continued { restart::records(self.rate, self.state_bytes()) } else { 0 };
         let held_after = self.restart.then_some(records);
-        Timing { loaded, records: records + after, held_after, per_second: self.rate }
+        let sent_before = if goes_on { records } else { 0 };
+        let records = records + after;
+        Timing { loaded, records, held_after, sent_before, per_second: self.rate }
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.keys * (KEY_BYTES + self.value_bytes) as u64
     }
 
     fn config(&self, place: Option<&Place>) -> Result<Config, Failure> {
@@ -279,7 +286,7 @@ fn numbers(arguments: &State, config: &Config, report: &Report) -> Numbers {
         phases_us: Phases::of(report),
         written_bytes: WrittenBytes::of(report),
         inputs: InputNumbers::of(report),
-        state_bytes: arguments.keys * (KEY_BYTES + arguments.value_bytes) as u64,
+        state_bytes: arguments.state_bytes(),
         rss_bytes_before: None,
         steady_rss_bytes: None,
         peak_rss_bytes: None,
