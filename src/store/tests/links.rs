@@ -105,7 +105,7 @@ fn every_snapshot_is_found_whole_through_more_links_than_there_may_be() {
     let mut run = small(1);
     let mut links = 0;
     for n in 0..300 {
-        run.change_some(3);
+        run.change_some(1);
         let id = run.next();
         run.begin(id);
         run.running.writers[0].finish().unwrap();
