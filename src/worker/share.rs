@@ -9,6 +9,7 @@
 //! - A task has at most one captured version not yet handed over. If the next barrier comes before, the
 //!   rest is handed over at once where it is little; where it is not, the next snapshot fails here: a
 //!   task never stands still for the size of its state.
+//! - After a large snapshot none is asked for until the next one is handed over here, so that few fail so.
 //! - What turned out not to be durable is captured again before anything builds on it.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -48,6 +49,8 @@ struct Gathering {
     /// Tasks that have captured, and of those the ones that have handed over all.
     captured: Vec<bool>,
     drained: Vec<bool>,
+    /// Whether it took more than a step to hand over what was captured.
+    is_large: bool,
     phases: Phases,
     first_capture_ns: u64,
     last_capture_ns: u64,
@@ -70,7 +73,9 @@ pub(super) struct Shares {
     writing: VecDeque<Writing>,
     aborted: BTreeSet<SnapshotId>,
     outcomes: Vec<Outcome>,
-    /// Told to whoever triggers: captured state is still being handed over.
+    /// Whether the last snapshot was large, so that what the next one captures will take a while.
+    is_large: bool,
+    /// Told to whoever triggers: captured state is still being handed over, or much of it will be.
     draining: Arc<AtomicBool>,
 }
 
@@ -84,6 +89,7 @@ impl Shares {
             writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             aborted: BTreeSet::new(),
             outcomes: Vec::new(),
+            is_large: false,
             draining,
         }
     }
@@ -161,6 +167,7 @@ impl Shares {
                 snapshot,
                 captured: vec![false; self.tasks],
                 drained: vec![false; self.tasks],
+                is_large: false,
                 phases: Phases { start_delay_ns, ..Phases::default() },
                 first_capture_ns: now_ns,
                 last_capture_ns: now_ns,
@@ -184,9 +191,15 @@ impl Shares {
     /// Hands over a piece of the oldest snapshot that is being gathered. Whether anything was done.
     pub fn drain_some(&mut self, tasks: &mut [Task]) -> Result<bool> {
         let worked = self.drain_oldest(tasks)?;
-        let is_open = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
-        self.draining.store(self.gathering.iter().any(is_open), Ordering::Relaxed);
+        self.draining.store(self.is_draining(), Ordering::Relaxed);
         Ok(worked)
+    }
+
+    /// Whether another snapshot, were it triggered now, might find a task that has not handed over its last.
+    fn is_draining(&self) -> bool {
+        let is_open = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
+        let is_aligning = !self.triggered.is_empty() || !self.gathering.is_empty();
+        (self.is_large && is_aligning) || self.gathering.iter().any(is_open)
     }
 
     fn drain_oldest(&mut self, tasks: &mut [Task]) -> Result<bool> {
@@ -224,8 +237,9 @@ impl Shares {
 
     /// All of the oldest snapshot is handed over.
     fn finish(&mut self, tasks: &mut [Task]) -> Result<()> {
-        let Gathering { snapshot, mut phases, first_capture_ns, last_capture_ns, .. } =
+        let Gathering { snapshot, is_large, mut phases, first_capture_ns, last_capture_ns, .. } =
             self.gathering.pop_front().expect("the caller has seen it");
+        self.is_large = is_large;
         phases.alignment_ns = last_capture_ns - first_capture_ns;
         phases.drain_ns = clock::now_ns() - last_capture_ns;
         self.parts.begin(snapshot);
@@ -251,7 +265,11 @@ impl Shares {
                 at.next().expect("it is being gathered").drained[task] = true;
                 Ok(Drained::Done)
             }
-            Ok(drained) => Ok(drained),
+            Ok(drained) => {
+                let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
+                at.next().expect("it is being gathered").is_large |= drained == Drained::More;
+                Ok(drained)
+            }
             Err(error) if is_of_snapshot(&error) => {
                 self.fail(tasks, snapshot, error.to_string())?;
                 Ok(Drained::Done)
@@ -269,6 +287,7 @@ impl Shares {
     /// Forgets `snapshot`.
     pub fn give_up(&mut self, tasks: &mut [Task], snapshot: SnapshotId) -> Result<()> {
         self.aborted.insert(snapshot);
+        self.triggered.retain(|(triggered, _)| *triggered != snapshot);
         self.parts.abandon(snapshot);
         self.writing.retain(|writing| writing.snapshot != snapshot);
         let at = self.gathering.iter().position(|gathering| gathering.snapshot == snapshot);
@@ -350,3 +369,6 @@ fn is_of_snapshot(error: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

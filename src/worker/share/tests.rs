@@ -1,0 +1,127 @@
+use std::path::Path;
+use std::sync::atomic::AtomicU32;
+
+use super::*;
+use crate::disk::MemoryDisk;
+use crate::inbox::Pulled;
+use crate::operator::{Flow, Part, Trace, Visitor};
+use crate::state::{OperatorState, StateWriter};
+use crate::store::{JobIdentity, Store, StoreLimits};
+use crate::task::{Head, Progress};
+
+/// An operator whose state takes so many steps to hand over, of which so many are left.
+struct Stepwise {
+    steps: Arc<AtomicU32>,
+    left: u32,
+    barrier: Option<SnapshotId>,
+}
+
+impl OperatorState for Stepwise {
+    fn mark(&mut self, _snapshot: SnapshotId) {
+        assert_eq!(self.left, 0, "what was captured before is not handed over");
+        self.left = self.steps.load(Ordering::Relaxed);
+    }
+
+    fn drain(&mut self, _budget_bytes: usize, _out: &mut dyn StateWriter) -> Result<Drained> {
+        self.left = self.left.saturating_sub(1);
+        Ok(if self.left == 0 { Drained::Done } else { Drained::More })
+    }
+
+    fn abandon(&mut self) {
+        self.left = 0;
+    }
+}
+
+impl Head for Stepwise {
+    fn pull(&mut self, _now_ns: u64) -> Result<(Pulled, Option<u64>)> {
+        Ok((self.barrier.take().map_or(Pulled::Nothing, Pulled::Barrier), None))
+    }
+
+    fn flush(&mut self) -> Result<Flow> {
+        Ok(Flow::Done)
+    }
+
+    fn finish(&mut self) -> Result<Flow> {
+        Ok(Flow::Done)
+    }
+
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
+        visitor(Part::State("stepwise", self))
+    }
+
+    fn inject(&mut self, snapshot: SnapshotId, _pause: bool, _triggered_ns: u64) {
+        self.barrier = Some(snapshot);
+    }
+}
+
+/// The shares of a worker with one such operator, and what they tell.
+struct Running {
+    shares: Shares,
+    tasks: Vec<Task>,
+    steps: Arc<AtomicU32>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Running {
+    fn new() -> Self {
+        let job = JobIdentity { name: "steps".into(), fingerprint: "stepwise".into() };
+        let disk = Arc::new(MemoryDisk::new(1));
+        let limits = StoreLimits::default();
+        let opened = Store::open_with(disk, Path::new("/snapshots"), &job, limits).unwrap();
+        let steps = Arc::new(AtomicU32::new(1));
+        let head = Stepwise { steps: steps.clone(), left: 0, barrier: None };
+        let names = Arc::from(["stepwise".to_string()]);
+        let task = Task::new(Box::new(head), 0, names, Arc::new(Trace::default()));
+        let draining = Arc::new(AtomicBool::new(false));
+        let shares = Shares::new(opened.store.writer().unwrap(), 1, draining.clone());
+        Self { shares, tasks: vec![task], steps, draining }
+    }
+
+    /// A turn of the worker; whether no other snapshot is to be triggered then.
+    fn turn(&mut self) -> bool {
+        self.shares.drain_some(&mut self.tasks).unwrap();
+        self.shares.poll(&mut self.tasks).unwrap();
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// `snapshot` is triggered and captured; what is told after the trigger and after each turn until all is
+    /// handed over.
+    fn snapshot(&mut self, snapshot: u64, steps: u32) -> Vec<bool> {
+        self.steps.store(steps, Ordering::Relaxed);
+        let snapshot = SnapshotId(snapshot);
+        self.shares.triggered(snapshot, 0);
+        let mut told = vec![self.turn()];
+        self.tasks[0].inject(snapshot, false, 0);
+        while self.tasks[0].step(0).unwrap() != Progress::Due(snapshot) {}
+        let captured = self.shares.capture(&mut self.tasks, 0, snapshot).unwrap();
+        assert!(captured.is_some(), "{:?}", self.shares.take_outcomes());
+        told.extend((0..steps).map(|_| self.turn()));
+        told
+    }
+}
+
+/// With a snapshot of large state under way another was triggered that had to be given up.
+#[test]
+fn after_a_large_snapshot_none_is_asked_for_between_a_trigger_and_the_end_of_handing_over() {
+    let mut worker = Running::new();
+    assert_eq!(worker.snapshot(1, 1), [false, false], "small");
+    assert_eq!(
+        worker.snapshot(2, 3),
+        [false, true, true, false],
+        "nobody knows yet that it is large"
+    );
+    assert_eq!(worker.snapshot(3, 2), [true, true, false]);
+    assert_eq!(worker.snapshot(4, 1), [true, false], "small again");
+    assert_eq!(worker.snapshot(5, 1), [false, false]);
+}
+
+#[test]
+fn a_large_snapshot_that_is_given_up_before_it_is_captured_is_not_waited_for() {
+    let mut worker = Running::new();
+    worker.snapshot(1, 2);
+    worker.shares.triggered(SnapshotId(2), 0);
+    assert!(worker.turn());
+    worker.shares.give_up(&mut worker.tasks, SnapshotId(2)).unwrap();
+    assert!(!worker.turn());
+    assert_eq!(worker.snapshot(3, 2), [true, true, false]);
+}
