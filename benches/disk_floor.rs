@@ -5,10 +5,12 @@
 //! exist, in chunks, each part flushed; then 4 KiB more and a flush, while the parts of the next one may be on
 //! their way. Printed are
 //! - the share of its rate that counting keeps, of that of the same round without requests (median, least and
-//!   most of the rounds): no engine that asks the same can keep more;
+//!   most of the rounds): who asks the same in the same way has no more left. What the third thread itself costs
+//!   is in it, and is seen alone with `TIDEGATE_BENCH_DIR=/dev/shm`;
 //! - how many were done of those asked for, how long one took, and how long its last write and flush;
-//! - how late the ticks of a thread of the highest ordinary priority were that has nothing to do: no record is
-//!   to be handled sooner. Once more without counting, as this is what the machine does and not who is busy.
+//! - how late the ticks of a thread of the highest ordinary priority were that has nothing to do: what comes
+//!   while its processor does something else is handled no sooner. Once more without counting: that is the
+//!   machine alone.
 //!
 //! `TIDEGATE_BENCH_DIR` names the directory. What was written is read back. Without arguments (and under
 //! `cargo test --benches`) it runs small.
@@ -75,6 +77,15 @@ fn number(name: &str, default: u64) -> u64 {
     let arguments: Vec<String> = std::env::args().collect();
     let at = arguments.iter().position(|argument| argument == name);
     at.map_or(default, |at| arguments[at + 1].parse().expect("a number"))
+}
+
+/// Tells those who count that it is over, after a panic too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Counts while it is to, and gives way to the kernel when the engine's workers would: without that its threads
@@ -222,7 +233,7 @@ impl Requests {
         let mut due = Duration::ZERO;
         while began.elapsed() < time || !self.is_idle() {
             let elapsed = began.elapsed();
-            if elapsed >= due && elapsed < time && self.writing.is_none() {
+            if elapsed >= due && (due.is_zero() || elapsed < time) && self.writing.is_none() {
                 *number += 1;
                 self.begin(case.part_bytes);
                 let passed = (elapsed.as_nanos() / interval.as_nanos()) as u32;
@@ -250,8 +261,9 @@ fn main() {
     let counts = AtomicBool::new(true);
     println!("{rounds} rounds of {time:?} each");
     let mut found: Vec<Found> = CASES.iter().map(|_| Found::new()).collect();
-    let (mut number, mut last) = (0, (0, 0));
+    let (mut number, mut last, mut preempting) = (0, (0, 0), true);
     std::thread::scope(|scope| {
+        let _at_end = Stop(&stop);
         for core in cores.iter().take(WORKERS) {
             scope.spawn(|| count_on(*core, &counted, &counts, &stop));
         }
@@ -264,14 +276,18 @@ fn main() {
                 requests.run(case, time, &mut number, found);
                 let done = counted.load(Ordering::Relaxed) - before;
                 let rate = done as f64 / began.elapsed().as_secs_f64();
-                found.late_ns.add(hiccups.stop().late_ns).expect("both have the same bounds");
+                let hiccups = hiccups.stop();
+                found.late_ns.add(hiccups.late_ns).expect("both have the same bounds");
+                preempting &= hiccups.preempting;
                 base = if case.interval.is_some() { base } else { rate };
                 found.shares.push(rate / base);
                 last = (number, case.part_bytes);
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
+    if !preempting {
+        println!("ticks wait for those who count: no priority without root or CAP_SYS_NICE");
+    }
     CASES.iter().zip(&mut found).for_each(|(case, found)| found.print(case));
     requests.check(&*disk, directory.path(), last);
 }

@@ -102,7 +102,8 @@ impl Timetable {
     /// Latencies of records due from then on count, ns; none do without a rate or before the start.
     #[must_use]
     pub fn measured_from_ns(&self) -> Option<u64> {
-        let run_ns = self.timing.sent() as f64 * 1e9 / self.timing.per_second?;
+        let sent = self.timing.sent().saturating_sub(self.timing.sent_before);
+        let run_ns = sent as f64 * 1e9 / self.timing.per_second?;
         let warm_up_ns = (run_ns as u64 / WARM_UP_SHARE).min(WARM_UP_NS_MAX);
         Some(self.started_ns()?.saturating_add(warm_up_ns))
     }

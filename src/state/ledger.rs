@@ -47,8 +47,8 @@ impl Ledger {
         Self { entries: pages, segments: segments.collect() }
     }
 
-    /// Of the first `restored` pages, which are those of a table that was restored, the number of the one that
-    /// began with the hashes before `hash`. A page keeps its number and its first hash when it splits.
+    /// Of the first `restored` pages, which are those of a table that was restored, the number of the one whose
+    /// range held `hash` then. A page keeps its number and its first hash when it splits.
     pub fn restored_at(&self, hash: u64, restored: u32) -> u32 {
         let behind = self.entries[..restored as usize].partition_point(|page| page.prefix <= hash);
         behind.checked_sub(1).expect("pages begin with a key group") as u32
@@ -156,7 +156,7 @@ mod tests {
         ledger.set(2, entry(2, 64, 64));
         let lost = Lost { place: Place { segment: SegmentId(1), offset: 64 }, bytes: 4096 };
         assert_eq!(ledger.lose(&[lost]), [entry(1, 64, 64)]);
-        assert_eq!(ledger.entry(1).bytes, 0);
+        assert_eq!(ledger.entry(1), PageEntry { bytes: 0, ..entry(1, 64, 64) });
         assert_eq!(segments(&ledger), [(1, 64), (2, 64)]);
     }
 }

@@ -26,8 +26,8 @@ use crate::id::SegmentId;
 /// Pages read at once: with the gaps between them below the system's bound of 1024 pieces.
 const PAGES_PER_READ: usize = 256;
 
-/// What is read with a page that is asked for, itself included: some 15 us with checksums, and what lies
-/// behind it need not be asked for then.
+/// What is read at most with a page that is asked for, itself included, if it is not larger: what lies behind
+/// it need not be asked for then. If one of them is damaged, that is found now and not later.
 const FAULT_BYTES: usize = 64 << 10;
 
 /// A page that was read.
@@ -108,6 +108,7 @@ impl Unloaded {
         memory: &mut PageMemory,
     ) -> Result<Vec<Read>, Error> {
         let id = ledger.restored_at(hash, self.waiting.len() as u32);
+        assert!(self.waiting[id as usize], "a page is asked for once");
         let page = ledger.entry(id);
         let segment = self.segments.get_mut(&page.place.segment).expect("it waits in there");
         let (pages, this) = (segment.ordered(), on_disk(id, &page));
@@ -116,8 +117,8 @@ impl Unloaded {
         self.read(&next, FAULT_BYTES, ledger, memory)
     }
 
-    /// Reads the next pages that lie one behind the other into rooms of `memory`, about `budget_bytes` of
-    /// them; none if nothing is left.
+    /// Reads the next pages that lie one behind the other into rooms of `memory`, of `budget_bytes` at most
+    /// or one; none if nothing is left.
     pub fn next(
         &mut self,
         budget_bytes: usize,
@@ -137,8 +138,8 @@ impl Unloaded {
         Ok(Vec::new())
     }
 
-    /// Reads the first of `pages`, and those behind it as far as they wait and lie one behind the other,
-    /// about `budget_bytes` of them.
+    /// Reads the first of `pages`, and those behind it as far as they wait and lie one behind the other, of
+    /// `budget_bytes` at most with it.
     fn read(
         &mut self,
         pages: &[u64],
@@ -149,8 +150,10 @@ impl Unloaded {
         let (mut run, mut bytes) = (Vec::<Read>::new(), 0);
         for id in pages.iter().map(|page| *page as u32) {
             let entry = ledger.entry(id);
-            let is_next = run.last().is_none_or(|last| behind(&last.entry) == entry.place);
-            if !is_next || !self.waiting[id as usize] || bytes >= budget_bytes {
+            let is_next = run.last().is_none_or(|last| {
+                behind(&last.entry) == entry.place && bytes + entry.bytes as usize <= budget_bytes
+            });
+            if !is_next || !self.waiting[id as usize] {
                 break;
             }
             self.check(&entry)?;

@@ -55,8 +55,9 @@ pub(super) fn tiled(
     pages: &[PageEntry],
 ) -> Result<Tiles, String> {
     let first = pages.partition_point(|page| KeyGroup::of_hash(page.prefix).0 < groups.start);
-    let mut tiles: Tiles = long_list(pages.len() - first + groups.len());
-    let mut pages = pages[first..].iter().peekable();
+    let end = pages.partition_point(|page| KeyGroup::of_hash(page.prefix).0 < groups.end);
+    let mut tiles: Tiles = long_list(end - first + groups.len());
+    let mut pages = pages[first..end].iter().peekable();
     for group in groups {
         let mut next = Some(group_start(KeyGroup(group)));
         if pages.peek().is_none_or(|page| KeyGroup::of_hash(page.prefix).0 != group) {

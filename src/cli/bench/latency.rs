@@ -76,6 +76,16 @@ impl Quantiles {
     }
 }
 
+/// Says on standard error that the rate was not kept, if the generator is late.
+pub fn warn_of_late_generator(is_late: bool) {
+    if is_late {
+        exit::say(
+            "warning: the generator fell behind its timetable and did not catch up: this rate \
+             cannot be kept, and the latency grows with the length of the run",
+        );
+    }
+}
+
 /// What an open loop found. Without a rate all of it is null.
 #[derive(Default, Serialize)]
 pub struct Latency {
@@ -102,12 +112,7 @@ impl Latency {
 
     /// Says on standard error what is wrong with it.
     pub fn warn(&self) {
-        if self.late_generator == Some(true) {
-            exit::say(
-                "warning: the generator fell behind its timetable and did not catch up: this rate \
-                 cannot be kept, and the latency grows with the length of the run",
-            );
-        }
+        warn_of_late_generator(self.late_generator == Some(true));
         if self.hiccup_preempting == Some(false) {
             exit::say(
                 "warning: hiccups include waits for the workers: no thread may be given priority \

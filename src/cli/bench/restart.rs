@@ -23,13 +23,14 @@ use tidegate::error::Error;
 use tidegate::jobs::updates::Updates;
 use tidegate::store;
 
+use super::latency;
 use super::state::{SkewName, State};
 use crate::cli::exit::Failure;
 use crate::cli::settings::ModeName;
 use crate::cli::watch::{self, Show};
 
-/// Updates that are left for the second run where there is no rate: enough that all workers have some, and
-/// that all state is loaded before they are done.
+/// Updates that are left for the second run where there is no rate: enough that all workers have some. Where
+/// they are done before all state is loaded, `caught_up_ms` is null.
 const RECORDS: u64 = 300_000;
 /// With a rate it lasts so long, s, and one more for so many bytes of state.
 const SECONDS: f64 = 5.0;
@@ -83,6 +84,7 @@ impl GoneOn {
         let show =
             Show { unit: "records", progress: false, warning: None, until: None, memory: false };
         let report = watch::run(&updates.graph, config, handle, show)?.report;
+        latency::warn_of_late_generator(updates.arrivals.timetable().is_late());
         let first_ns = updates.arrivals.first_ns().map(|first_ns| first_ns - began_ns);
         let first_ns = first_ns.filter(|_| report.end == End::Complete);
         let Some(first_ns) = first_ns else {
