@@ -11,10 +11,10 @@
 //! - A worker whose supervisor is gone stops: nobody would ever tell it to.
 //! - A panic, wherever it comes from, does not leave [`Worker::step`]: it is told as a failure.
 
+mod handover;
 mod share;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 use hdrhistogram::Histogram;
@@ -28,6 +28,7 @@ use crate::inbox;
 use crate::store::PartWriter;
 use crate::task::{Progress, Task};
 
+pub use handover::Handover;
 pub use share::Share;
 use share::{Outcome, Shares};
 
@@ -133,13 +134,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with these tasks. Without `parts` the job takes no snapshots; else the flag beside
-    /// them says, to whoever triggers, that captured state is still being handed over.
+    /// A worker with these tasks. Without `parts` the job takes no snapshots; else what stands beside
+    /// them tells whoever triggers whether captured state is still being handed over.
     #[must_use]
     pub fn new(
         (id, attempt): (WorkerId, Attempt),
         tasks: Vec<Task>,
-        parts: Option<(PartWriter, Arc<AtomicBool>)>,
+        parts: Option<(PartWriter, Arc<Handover>)>,
         commands: Receiver<Command>,
         events: Sender<Event>,
     ) -> Self {
@@ -149,7 +150,7 @@ impl Worker {
             id,
             attempt,
             tasks,
-            shares: parts.map(|(parts, draining)| Shares::new(parts, count, draining)),
+            shares: parts.map(|(parts, handover)| Shares::new(parts, count, handover)),
             commands,
             events,
             measured: Measured { capture_ns, inputs: inbox::Measured::default() },

@@ -21,7 +21,7 @@ mod schema;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ use crate::store::{
     JobIdentity, Loaded, MANIFEST_FORMAT, Manifest, OperatorEntry, SPILL, StateEntry, Store,
 };
 use crate::task::Task;
-use crate::worker::{Command, Event, Share, Worker};
+use crate::worker::{Command, Event, Handover, Share, Worker};
 
 /// How soon to look again whether captured state has all been handed over, ns.
 const DRAINING_POLL_NS: u64 = 200_000;
@@ -119,8 +119,8 @@ pub struct Supervisor<'g> {
     alive: BTreeSet<WorkerId>,
     /// Workers of this attempt whose restored state is not all in memory.
     loading: BTreeSet<WorkerId>,
-    /// Whether a worker still hands captured state over.
-    draining: Vec<Arc<AtomicBool>>,
+    /// What each worker tells of the snapshots before.
+    handovers: Vec<Arc<Handover>>,
     memory: memory::Watch,
     failures: u32,
     /// Whether bytes of a snapshot were found damaged since it was last looked at.
@@ -218,7 +218,7 @@ impl<'g> Supervisor<'g> {
             arrived: None,
             alive: BTreeSet::new(),
             loading: BTreeSet::new(),
-            draining: Vec::new(),
+            handovers: Vec::new(),
             memory: memory::Watch::default(),
             failures: 0,
             found_damage: false,
@@ -287,7 +287,8 @@ impl<'g> Supervisor<'g> {
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.iter().any(|draining| draining.load(Ordering::Relaxed))
+        let triggered = SnapshotId(self.coordinator.next_snapshot().0.saturating_sub(1));
+        self.handovers.iter().any(|handover| handover.is_open(triggered))
     }
 
     fn wait_until(&mut self, until_ns: Option<u64>) -> Turn {

@@ -14,8 +14,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::handover::Handover;
 use crate::clock;
 use crate::config::{CAPTURE_DRAIN_BYTES_MAX, DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
@@ -75,12 +75,13 @@ pub(super) struct Shares {
     outcomes: Vec<Outcome>,
     /// Whether the last snapshot was large, so that what the next one captures will take a while.
     is_large: bool,
-    /// Told to whoever triggers: captured state is still being handed over, or much of it will be.
-    draining: Arc<AtomicBool>,
+    /// The last that the coordinator has triggered.
+    heard_of: SnapshotId,
+    handover: Arc<Handover>,
 }
 
 impl Shares {
-    pub fn new(parts: PartWriter, tasks: usize, draining: Arc<AtomicBool>) -> Self {
+    pub fn new(parts: PartWriter, tasks: usize, handover: Arc<Handover>) -> Self {
         Self {
             parts,
             tasks,
@@ -90,13 +91,15 @@ impl Shares {
             aborted: BTreeSet::new(),
             outcomes: Vec::new(),
             is_large: false,
-            draining,
+            heard_of: SnapshotId(0),
+            handover,
         }
     }
 
     /// The coordinator has triggered `snapshot`.
     pub fn triggered(&mut self, snapshot: SnapshotId, now_ns: u64) {
         self.triggered.push_back((snapshot, now_ns));
+        self.heard_of = snapshot;
         if self.tasks == 0 {
             // Nothing will come to the barrier; an empty part is this worker's share.
             self.gather(snapshot, clock::now_ns());
@@ -191,15 +194,11 @@ impl Shares {
     /// Hands over a piece of the oldest snapshot that is being gathered. Whether anything was done.
     pub fn drain_some(&mut self, tasks: &mut [Task]) -> Result<bool> {
         let worked = self.drain_oldest(tasks)?;
-        self.draining.store(self.is_draining(), Ordering::Relaxed);
-        Ok(worked)
-    }
-
-    /// Whether another snapshot, were it triggered now, might find a task that has not handed over its last.
-    fn is_draining(&self) -> bool {
-        let is_open = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
+        let is_captured = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
         let is_aligning = !self.triggered.is_empty() || !self.gathering.is_empty();
-        (self.is_large && is_aligning) || self.gathering.iter().any(is_open)
+        let is_open = (self.is_large && is_aligning) || self.gathering.iter().any(is_captured);
+        self.handover.tell(self.heard_of, is_open, self.is_large);
+        Ok(worked)
     }
 
     fn drain_oldest(&mut self, tasks: &mut [Task]) -> Result<bool> {

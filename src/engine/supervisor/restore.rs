@@ -56,16 +56,16 @@ impl Supervisor<'_> {
         self.proven_from = None;
         self.coordinator.start(self.attempt, self.plan.tasks.len(), first, now_ns);
         self.commands.clear();
-        self.draining.clear();
+        self.handovers.clear();
         let mut workers = Vec::new();
         for (index, tasks) in tasks.into_iter().enumerate() {
             let (sender, receiver) = channel();
             let id = WorkerId(index);
             let store = self.store.as_ref();
             let parts = store.map(Store::writer).transpose()?;
-            let draining = Arc::new(AtomicBool::new(false));
-            self.draining.push(draining.clone());
-            let parts = parts.map(|parts| (parts, draining));
+            let handover = Arc::new(Handover::default());
+            self.handovers.push(handover.clone());
+            let parts = parts.map(|parts| (parts, handover));
             let events = self.events.0.clone();
             workers.push(Worker::new((id, self.attempt), tasks, parts, receiver, events));
             self.commands.push(sender);

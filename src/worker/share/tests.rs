@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::disk::MemoryDisk;
@@ -59,7 +59,7 @@ struct Running {
     shares: Shares,
     tasks: Vec<Task>,
     steps: Arc<AtomicU32>,
-    draining: Arc<AtomicBool>,
+    handover: Arc<Handover>,
 }
 
 impl Running {
@@ -72,16 +72,16 @@ impl Running {
         let head = Stepwise { steps: steps.clone(), left: 0, barrier: None };
         let names = Arc::from(["stepwise".to_string()]);
         let task = Task::new(Box::new(head), 0, names, Arc::new(Trace::default()));
-        let draining = Arc::new(AtomicBool::new(false));
-        let shares = Shares::new(opened.store.writer().unwrap(), 1, draining.clone());
-        Self { shares, tasks: vec![task], steps, draining }
+        let handover = Arc::new(Handover::default());
+        let shares = Shares::new(opened.store.writer().unwrap(), 1, handover.clone());
+        Self { shares, tasks: vec![task], steps, handover }
     }
 
     /// A turn of the worker; whether no other snapshot is to be triggered then.
     fn turn(&mut self) -> bool {
         self.shares.drain_some(&mut self.tasks).unwrap();
         self.shares.poll(&mut self.tasks).unwrap();
-        self.draining.load(Ordering::Relaxed)
+        self.handover.is_open(self.shares.heard_of)
     }
 
     /// `snapshot` is triggered and captured; what is told after the trigger and after each turn until all is
