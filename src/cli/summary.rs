@@ -93,7 +93,8 @@ pub fn per_second(report: &Report) -> f64 {
     if seconds > 0.0 { report.records as f64 / seconds } else { 0.0 }
 }
 
-/// "1,000 lines in 1.23 s (813 per second), 12 snapshots (p50 1.2 ms, p99 3.4 ms)".
+/// "1,000 lines in 1.23 s (813 per second), 12 snapshots (p50 1.2 ms, p99 3.4 ms)"; "12 snapshots of 30 asked"
+/// where the interval was not kept.
 pub fn line(report: &Report, unit: &str) -> String {
     let seconds = report.elapsed.as_secs_f64();
     let (records, rate) = (counted(report.records, unit), HumanCount(per_second(report) as u64));
@@ -108,7 +109,9 @@ pub fn line(report: &Report, unit: &str) -> String {
     let numbers = SnapshotNumbers::of(report);
     if let (Some(p50), Some(p99)) = (numbers.p50_ms, numbers.p99_ms) {
         let completed = counted(numbers.completed, "snapshots");
-        line.push_str(&format!(", {completed} (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
+        let is_behind = numbers.completed < numbers.asked;
+        let of = if is_behind { format!(" of {} asked", numbers.asked) } else { String::new() };
+        line.push_str(&format!(", {completed}{of} (p50 {p50:.1} ms, p99 {p99:.1} ms)"));
     }
     line
 }

@@ -132,6 +132,10 @@ impl Watch {
                 let line = self.aborted.line(*snapshot, reason, clock::now_ns());
                 line.iter().for_each(|line| self.say(line));
             }
+            Notice::Behind { asked, completed } => self.say(&format!(
+                "warning: of the last {asked} snapshots asked for {completed} were completed, as each takes longer \
+                 than the interval; ask for fewer, or use a faster disk"
+            )),
             Notice::Restarting { error, after } => {
                 self.say(&format!("warning: {error}; starting again in {after:?}"));
             }

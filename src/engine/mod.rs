@@ -60,6 +60,14 @@ pub enum Notice<'a> {
         /// Why.
         reason: &'a str,
     },
+    /// Of the snapshots asked for since the last look, some seconds ago, fewer than half were completed: each
+    /// takes longer than the interval. Told once, and again when it was better meanwhile.
+    Behind {
+        /// Intervals that went by.
+        asked: u64,
+        /// Snapshots complete.
+        completed: u64,
+    },
     /// The job failed and starts again from its last snapshot.
     Restarting {
         /// Why.

@@ -5,7 +5,7 @@
 //! configuration ([`Idle`]).
 //!
 //! Giving way polls on, so it pays only where work comes soon. A job at a low rate waits a
-//! millisecond for each item, never long enough to park, and burnt its cores . So a
+//! millisecond for each item, never long enough to park, and burnt its cores. So a
 //! worker whose last waits were mostly long parks as soon as it has spun.
 //!
 //! No wake-up is lost: a worker announces that it parks, looks once more for work, and only then

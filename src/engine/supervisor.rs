@@ -14,6 +14,7 @@
 //! - Sinks recover before writers exist; state is restored before a record is read.
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
+mod cadence;
 mod hold;
 mod restore;
 mod schema;
@@ -121,6 +122,7 @@ pub struct Supervisor<'g> {
     loading: BTreeSet<WorkerId>,
     /// What each worker tells of the snapshots before.
     handovers: Vec<Arc<Handover>>,
+    behind: cadence::Watch,
     memory: memory::Watch,
     failures: u32,
     /// Whether bytes of a snapshot were found damaged since it was last looked at.
@@ -219,6 +221,7 @@ impl<'g> Supervisor<'g> {
             alive: BTreeSet::new(),
             loading: BTreeSet::new(),
             handovers: Vec::new(),
+            behind: cadence::Watch::new(clock::now_ns()),
             memory: memory::Watch::default(),
             failures: 0,
             found_damage: false,
@@ -264,6 +267,10 @@ impl<'g> Supervisor<'g> {
                 let draining = self.is_draining();
                 let actions = self.coordinator.tick(now_ns, self.handle.records(), draining);
                 self.act(actions, now_ns, notice);
+                let behind = self.behind.look(self.coordinator.cadence(), now_ns);
+                if let Some(cadence::Behind { asked, completed }) = behind {
+                    notice(Notice::Behind { asked, completed });
+                }
             }
             Phase::Ending(_) | Phase::Stopping(_) | Phase::Over => {}
         }
