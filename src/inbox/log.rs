@@ -20,12 +20,14 @@
 //!
 //! Invariants
 //! - The records of one input keep their order, also of different keys, and also when the log is shared
-//!   out by key group to another number of tasks: a piece is all of one input's records with their
-//!   groups, and each task picks its own.
+//!   out by key group to another number of tasks: a piece is some that followed each other on one input, with
+//!   their groups, pieces are handed over in order, and each task picks its own.
+//! - A long log is handed over piece by piece, as other state is: serialising 64 MiB at once would be a pause.
 //! - At most [`LOG_BYTES_MAX`], as [`Weight`] counts them, are kept for one snapshot; a log above that fails its snapshot, which is
 //!   counted.
 
 use std::collections::VecDeque;
+use std::vec::IntoIter;
 
 use crate::config::LOG_BYTES_MAX;
 use crate::error::Error;
@@ -68,8 +70,10 @@ pub struct Log<T> {
 /// The log of one snapshot.
 struct Snapshot<T> {
     id: SnapshotId,
-    /// By input.
+    /// By input; none once it is being handed over.
     records: Vec<Vec<T>>,
+    /// What is left of those then, with their inputs.
+    left: VecDeque<(usize, IntoIter<T>)>,
     bytes: usize,
     /// Whether the capture has marked it: otherwise the snapshot was given up before.
     marked: bool,
@@ -100,6 +104,7 @@ impl<T: Record> Log<T> {
         self.open.push_back(Snapshot {
             id: snapshot,
             records,
+            left: VecDeque::new(),
             bytes: 0,
             marked: false,
             sealed: false,
@@ -229,7 +234,7 @@ impl<T: Record> OperatorState for Log<T> {
         }
     }
 
-    fn drain(&mut self, _budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error> {
+    fn drain(&mut self, budget_bytes: usize, out: &mut dyn StateWriter) -> Result<Drained, Error> {
         let Some(open) = self.open.front_mut().filter(|open| open.marked) else {
             return Ok(Drained::Done);
         };
@@ -240,18 +245,25 @@ impl<T: Record> OperatorState for Log<T> {
         if !open.sealed {
             return Ok(Drained::Waiting);
         }
-        let records = std::mem::take(&mut open.records);
-        self.open.pop_front();
-        for (input, records) in records.into_iter().enumerate() {
-            if records.is_empty() {
-                continue;
+        let records = open.records.iter_mut().map(std::mem::take).enumerate();
+        let records = records.filter(|(_, records)| !records.is_empty());
+        open.left.extend(records.map(|(input, records)| (input, records.into_iter())));
+        let mut count = (budget_bytes / self.weight.record_bytes().max(1)).max(1);
+        while let Some((input, records)) = self.open.front_mut().and_then(|o| o.left.front_mut()) {
+            if count == 0 {
+                return Ok(Drained::More);
             }
+            let (input, records) = (*input, records.by_ref().take(count).collect::<Vec<T>>());
+            count -= records.len();
             let bytes = self.piece(input, &records).map_err(|error| {
                 let reason = format!("a logged record does not serialise: {error}");
                 Error::Snapshot { snapshot, reason }
             })?;
             out.write(StateSlot::Task(self.copy.0 as u32), SCHEMA_LOG, &bytes);
+            let left = &mut self.open.front_mut().expect("it was there").left;
+            left.pop_front_if(|(_, records)| records.len() == 0);
         }
+        self.open.pop_front();
         Ok(Drained::Done)
     }
 
@@ -336,7 +348,7 @@ mod tests {
         log.append(1, &words(&["else"]));
         log.append(0, &words(&["a2"]));
         log.seal();
-        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert_eq!(log.drain(1 << 20, &mut pieces).unwrap(), Drained::Done);
         assert!(log.replay().is_none(), "the running task handles them as they come");
 
         // On one task all come back; on four, each record to one.
@@ -359,6 +371,56 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_long_log_is_handed_over_piece_by_piece_and_comes_back_in_order() {
+        let group = |n: &u64| KeyGroup((n % 128) as u32);
+        let shares = || vec![Share::Group(Box::new(group)), Share::Any];
+        let mut log = Log::<u64>::new((0, 1), shares());
+        log.begin(ONE);
+        log.mark(ONE);
+        let sent: Vec<u64> = (0..10_000).collect();
+        log.append(0, &sent);
+        log.append(1, &[77; 50]);
+        log.seal();
+        let (mut pieces, mut steps) = (Pieces::default(), 1);
+        while log.drain(8_000, &mut pieces).unwrap() == Drained::More {
+            steps += 1;
+            assert_eq!(pieces.0.len(), steps - 1, "one in each");
+        }
+        assert_eq!((steps, pieces.0.len()), (11, 11), "of 1,000 records, and the other input's");
+        assert!(pieces.0.iter().all(|(.., bytes)| bytes.len() < 10_000));
+        assert_eq!(log.drain(8_000, &mut pieces).unwrap(), Drained::Done, "nothing is open");
+        let mut restored = Log::<u64>::new((0, 1), shares());
+        for (slot, schema, bytes) in &pieces.0 {
+            restored.restore(*slot, *schema, bytes).unwrap();
+        }
+        let mut all = Vec::new();
+        while let Some(replay) = restored.replay() {
+            replay.lend(|batch| all.extend(batch.drain(1)));
+        }
+        assert!(all[..10_000] == sent && all[10_000..] == [77; 50]);
+    }
+
+    /// It was held for a snapshot that nobody wanted any more.
+    #[test]
+    fn a_log_that_is_given_up_half_handed_over_leaves_nothing_for_the_next() {
+        let mut log = Log::<u64>::new((0, 1), vec![Share::Any]);
+        log.begin(ONE);
+        log.mark(ONE);
+        log.append(0, &[1; 100]);
+        log.seal();
+        assert_eq!(log.drain(80, &mut Pieces::default()).unwrap(), Drained::More);
+        log.abandon();
+        log.begin(SnapshotId(2));
+        log.mark(SnapshotId(2));
+        log.append(0, &[2; 3]);
+        log.seal();
+        let mut pieces = Pieces::default();
+        assert_eq!(log.drain(80, &mut pieces).unwrap(), Drained::Done);
+        let [(.., bytes)] = &pieces.0[..] else { panic!("{} pieces", pieces.0.len()) };
+        assert_eq!(in_piece::<u64>(bytes).unwrap().records, [2; 3]);
+    }
+
     /// On more tasks the new ones missed it, on fewer one of them handled it twice.
     #[test]
     fn what_went_to_each_task_comes_back_to_each_and_to_no_other_number_of_them() {
@@ -370,7 +432,7 @@ mod tests {
             log.mark(ONE);
             log.append(0, &words(&[word]));
             log.seal();
-            assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+            assert_eq!(log.drain(1 << 20, &mut pieces).unwrap(), Drained::Done);
         }
         for (subtask, word) in [(0, "late"), (1, "later")] {
             let mut log = log(subtask, 2);
@@ -406,7 +468,7 @@ mod tests {
         log.mark(SnapshotId(2));
         log.append(0, &block[..1]);
         log.seal();
-        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert_eq!(log.drain(1 << 20, &mut pieces).unwrap(), Drained::Done);
         assert_eq!((pieces.0.len(), log.failed()), (1, 1));
     }
 
@@ -420,7 +482,7 @@ mod tests {
         log.mark(SnapshotId(2));
         log.seal();
         let mut pieces = Pieces::default();
-        assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+        assert_eq!(log.drain(1 << 20, &mut pieces).unwrap(), Drained::Done);
         assert!(pieces.0.is_empty());
     }
 

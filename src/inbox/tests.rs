@@ -117,7 +117,7 @@ impl Bench {
     /// What the log of `snapshot`, captured now or before, comes to.
     fn logged(&mut self) -> (Drained, Vec<u64>) {
         let mut pieces = Pieces::default();
-        let drained = self.inbox.log().drain(1, &mut pieces).unwrap();
+        let drained = self.inbox.log().drain(1 << 20, &mut pieces).unwrap();
         let records = pieces.0.iter().flat_map(|piece| in_piece::<u64>(&piece.2).unwrap().records);
         (drained, records.collect())
     }

@@ -116,7 +116,7 @@ fn a_restored_log_is_handled_in_turns_with_a_bound() {
     log.mark(ONE);
     log.append(1, &records);
     log.seal();
-    assert_eq!(log.drain(1, &mut pieces).unwrap(), Drained::Done);
+    assert_eq!(log.drain(1 << 20, &mut pieces).unwrap(), Drained::Done);
     for (slot, schema, bytes) in &pieces.0 {
         log.restore(*slot, *schema, bytes).unwrap();
     }
