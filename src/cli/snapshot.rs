@@ -154,6 +154,9 @@ fn describe(manifest: &Manifest) -> String {
              earlier\n"
         ));
     }
+    if let Some(restored) = manifest.unread_since {
+        text.push_str(&format!("unread      some pages, since snapshot {restored} was restored; those up to it are kept\n"));
+    }
     for (note, value) in &manifest.notes {
         text.push_str(&format!("{note} {value}\n"));
     }

@@ -120,6 +120,9 @@ pub struct Supervisor<'g> {
     alive: BTreeSet<WorkerId>,
     /// Workers of this attempt whose restored state is not all in memory.
     loading: BTreeSet<WorkerId>,
+    /// Of the restored snapshot, or of those that it goes back to, the last one that was not made while pages
+    /// were unread.
+    unread_since: Option<u64>,
     /// What each worker tells of the snapshots before.
     handovers: Vec<Arc<Handover>>,
     behind: cadence::Watch,
@@ -220,6 +223,7 @@ impl<'g> Supervisor<'g> {
             arrived: None,
             alive: BTreeSet::new(),
             loading: BTreeSet::new(),
+            unread_since: None,
             handovers: Vec::new(),
             behind: cadence::Watch::new(clock::now_ns()),
             memory: memory::Watch::default(),
@@ -505,6 +509,7 @@ impl<'g> Supervisor<'g> {
             created_unix_ms: clock::unix_ms(),
             job: self.identity.clone(),
             last,
+            unread_since: self.unread_since.filter(|_| !self.loading.is_empty()),
             operators: schema::entries(self.graph),
             parts,
             notes: notes_of(&phases, now_ns.saturating_sub(triggered_ns)),

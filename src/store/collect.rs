@@ -51,11 +51,12 @@ impl Store {
         self.directory.refill();
     }
 
-    /// Where an earlier process, or this one in need of a slot, left more than are used now.
+    /// Where an earlier process, or this one in need of a slot, left more than are used now; and those that
+    /// had to stay until all pages were read.
     fn remove_slots_beyond_retention(&mut self) -> Result<usize> {
         let mut removed = 0;
-        while self.slots.valid() > self.retention + 1 {
-            let oldest = self.slots.oldest().expect("there are some");
+        while self.slots.valid(self.held) > self.retention + 1 {
+            let oldest = self.slots.oldest(self.held).expect("there are some");
             let path = self.directory.path.join(manifest_name(oldest));
             self.remove(&manifest_name(oldest))?;
             let synced = self.directory.disk.sync_dir(&self.directory.path);

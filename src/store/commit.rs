@@ -42,7 +42,7 @@ impl Store {
         self.check_generation(id)?;
         let kept = self.reference(manifest);
         let mut bytes = to_frame(FrameKind::Manifest, id, manifest);
-        let (slot, is_new) = self.slots.next(self.retention);
+        let (slot, is_new) = self.slots.next(self.retention, manifest.holds());
         let written = if is_new {
             bytes.resize(bytes.len().next_multiple_of(SLOT_BYTES), 0);
             self.make_slot(slot, id, &bytes)
@@ -51,6 +51,7 @@ impl Store {
         };
         match written {
             Ok(()) => {
+                self.held = manifest.holds();
                 let before = self.slots.set(slot, Content::Valid(kept));
                 before.iter().for_each(|before| self.release(before));
                 Ok(())

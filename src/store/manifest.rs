@@ -80,6 +80,10 @@ pub struct Manifest {
     pub job: JobIdentity,
     /// Whether the job is complete with it.
     pub last: bool,
+    /// The snapshot that was restored before, if pages of it may not have been read since: they may turn out
+    /// to be damaged, in this snapshot too. Those up to it stay in the directory until all were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread_since: Option<u64>,
     /// Operators with state in it.
     pub operators: Vec<OperatorEntry>,
     /// Where the state is, by worker.
@@ -100,6 +104,11 @@ impl Manifest {
     pub fn state_bytes(&self) -> u64 {
         let bytes = self.parts.iter().flat_map(|part| [part.bytes, part.page_bytes]);
         bytes.fold(0, u64::saturating_add)
+    }
+
+    /// The last snapshot that has to stay, whatever retention asks for.
+    pub(super) fn holds(&self) -> SnapshotId {
+        SnapshotId(self.unread_since.unwrap_or(0))
     }
 
     /// Every segment that it needs, each once.

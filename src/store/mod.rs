@@ -56,7 +56,9 @@
 //! Fault model: that of [`crate::disk`]. Bit rot is detected by checksums and answered with the
 //! previous snapshot and a warning: of indices and manifests by the open, of pages when they are
 //! loaded, whereupon the job restarts and the open looks at every page ([`StoreLimits::verify_pages`]).
-//! That helps only where the two do not share the damaged bytes: a page that did not change in between, or
+//! So the snapshots that were there at a restore stay until all of its pages were read, while others are taken
+//! that refer to them unread ([`Manifest::unread_since`]), by whichever process that is.
+//! It helps only where the two do not share the damaged bytes: a page that did not change in between, or
 //! an index that both go back to, lies on disk once.
 //! Two processes: the lock keeps the second out; should the lock file be deleted under a running
 //! process, or all of the directory and another be made in its place, its next commit finds a foreign
@@ -105,7 +107,7 @@ pub const UNCOMMITTED_SNAPSHOTS_MAX: u64 = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreLimits {
     /// Complete snapshots kept; at least [`RETENTION_MIN`] are, whatever it says, and one more, which
-    /// the next commit overwrites.
+    /// the next commit overwrites. As many from before a restore stay beside them until all of it was read.
     pub retention: usize,
     /// Size of a writer's first segment file; each later one is twice as large, up to
     /// `segment_bytes_max`.
@@ -137,6 +139,8 @@ pub struct Store {
     /// The highest id a commit was tried for.
     tried: SnapshotId,
     slots: slots::Slots,
+    /// Snapshots up to this one stay, whatever retention asks for ([`Manifest::unread_since`]).
+    held: SnapshotId,
     /// Set when it is not known whether this snapshot is committed: nothing may follow.
     undecided: Option<SnapshotId>,
     /// What the open has read of the newest snapshot, for whoever loads it.

@@ -92,6 +92,7 @@ pub(super) fn open(
         retention: limits.retention.max(RETENTION_MIN),
         first_snapshot: SnapshotId(generation.first_snapshot),
         tried: SnapshotId(0),
+        held: found.newest.as_ref().map_or(SnapshotId(0), Manifest::holds),
         slots: found.slots,
         undecided: None,
         verified: found.verified,

@@ -51,9 +51,9 @@ impl Slots {
         })
     }
 
-    /// How many manifests count.
-    pub(super) fn valid(&self) -> usize {
-        self.kept().count()
+    /// How many manifests count of snapshots after `held`: those up to it stay.
+    pub(super) fn valid(&self, held: SnapshotId) -> usize {
+        self.kept().filter(|(_, kept)| kept.snapshot > held).count()
     }
 
     /// Newest snapshot that is complete.
@@ -61,19 +61,20 @@ impl Slots {
         self.kept().map(|(_, kept)| kept.snapshot).max()
     }
 
-    /// The slot of the oldest.
-    pub(super) fn oldest(&self) -> Option<SlotNumber> {
-        self.kept().min_by_key(|(_, kept)| kept.snapshot).map(|(slot, _)| slot)
+    /// The slot of the oldest after `held`.
+    pub(super) fn oldest(&self, held: SnapshotId) -> Option<SlotNumber> {
+        let others = self.kept().filter(|(_, kept)| kept.snapshot > held);
+        others.min_by_key(|(_, kept)| kept.snapshot).map(|(slot, _)| slot)
     }
 
-    /// Where the next manifest goes so that `retention` of those that are there stay, and whether that
-    /// slot has to be made.
-    pub(super) fn next(&self, retention: usize) -> (SlotNumber, bool) {
+    /// Where the next manifest goes so that all up to `held` and `retention` of the others that are there
+    /// stay, and whether that slot has to be made.
+    pub(super) fn next(&self, retention: usize, held: SnapshotId) -> (SlotNumber, bool) {
         let mut free = self.0.iter().filter(|(_, content)| matches!(content, Content::Free));
         if let Some((slot, _)) = free.next() {
             return (*slot, false);
         }
-        if let Some(oldest) = self.oldest().filter(|_| self.valid() > retention) {
+        if let Some(oldest) = self.oldest(held).filter(|_| self.valid(held) > retention) {
             return (oldest, false);
         }
         let unused = (0..).find(|slot| !self.0.contains_key(slot));

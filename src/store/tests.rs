@@ -55,12 +55,13 @@ struct Running {
     store: Store,
     writers: Vec<PartWriter>,
     books: Vec<Book>,
+    unread_since: Option<u64>,
 }
 
 impl Running {
     fn start(store: Store) -> Result<Self> {
         let writers = (0..2).map(|_| store.writer()).collect::<Result<_>>()?;
-        Ok(Self { store, writers, books: [0, 64].map(Book::of).into() })
+        Ok(Self { store, writers, books: [0, 64].map(Book::of).into(), unread_since: None })
     }
 
     /// Writes and commits one snapshot, then collects.
@@ -116,6 +117,7 @@ impl Running {
             created_unix_ms: 1_000,
             job: job(),
             last: false,
+            unread_since: self.unread_since,
             operators: vec![OperatorEntry {
                 name: "count".into(),
                 schema: 3,
@@ -259,4 +261,34 @@ fn a_worker_without_state_has_an_empty_part() {
     running.store.commit(&manifest).unwrap();
     drop(running);
     assert_eq!(open(&disk).newest.unwrap(), manifest);
+}
+
+fn listed(disk: &MemoryDisk) -> Vec<SnapshotId> {
+    let infos = list(disk, Path::new(DIR)).unwrap();
+    infos.iter().map(|info| info.manifest.as_ref().unwrap().id()).collect()
+}
+
+#[test]
+fn what_was_there_at_a_restore_stays_until_all_of_it_was_read() {
+    let disk = MemoryDisk::new(3);
+    Running::start(open(&disk).store).unwrap().snapshots(6);
+    let before = listed(&disk);
+    assert_eq!(before.len(), limits().retention + 1);
+    // Both end before all was read, and the second one began from what the first has made.
+    for _ in 0..2 {
+        let Opened { store, newest, .. } = open(&disk);
+        let newest = newest.unwrap();
+        let mut running = Running::start(store).unwrap();
+        running.unread_since = Some(newest.unread_since.unwrap_or(newest.snapshot));
+        assert_eq!(running.unread_since, before.iter().max().map(|id| id.0));
+        running.snapshots(9);
+        let now = listed(&disk);
+        assert!(before.iter().all(|id| now.contains(id)), "{now:?}");
+        assert_eq!(now.len(), before.len() + limits().retention + 1, "{now:?}");
+    }
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(1);
+    let now = listed(&disk);
+    assert!(before.iter().all(|id| !now.contains(id)), "{now:?}");
+    assert_eq!(now.len(), limits().retention + 1);
 }

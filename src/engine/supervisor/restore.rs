@@ -33,6 +33,9 @@ impl Supervisor<'_> {
         let loaded = self.newest.is_some().then(|| self.load()).transpose()?;
         let pieces = loaded.as_ref().map(|loaded| &loaded.pieces[..]);
         self.recover_sinks(pieces)?;
+        let restored = self.newest.as_ref();
+        self.unread_since =
+            restored.map(|restored| restored.unread_since.unwrap_or(restored.snapshot));
         self.plan_for(pieces.unwrap_or_default());
         let instance = Instance {
             disk: self.disk.clone(),
