@@ -196,7 +196,13 @@ fn verify(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure
     if which.json {
         summary::print_json(&verdict)?;
     } else {
-        summary::print(&format!("{count}{passed}, {bytes} bytes of state found whole\n"))?;
+        let is_bad =
+            |i: &&SnapshotInfo| matches!(i.condition, Condition::Damaged | Condition::Newer);
+        let bad = match snapshots.iter().filter(is_bad).count() {
+            0 => String::new(),
+            bad => format!(", {bad} of them not whole"),
+        };
+        summary::print(&format!("{count}{bad}{passed}, {bytes} bytes of state found whole\n"))?;
     }
     match &verdict.report.problems[..] {
         [] => Ok(()),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use tidegate::clock;
 use tidegate::config::Config;
@@ -79,6 +79,8 @@ pub fn stop_on_signals() -> Result<Handle, Failure> {
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, handle.flag())?;
         flag::register(SIGINT, Arc::clone(&handle.flag()))?;
         flag::register(SIGTERM, Arc::clone(&handle.flag()))?;
+        // A write above the limit on file sizes is an error like any other then, and says where.
+        flag::register(SIGXFSZ, Arc::default())?;
         Ok(())
     };
     let refused = |source| Failure::Engine(Error::io("set up", "signal handlers")(source));

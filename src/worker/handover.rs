@@ -17,10 +17,21 @@ const LARGE: u64 = 2;
 const BITS: u32 = 2;
 
 /// One worker's; above the bits stands the last snapshot that it has heard of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Handover(AtomicU64);
 
 impl Handover {
+    /// That of a worker whose first snapshot comes after `before`. It counts as large: nobody knows yet.
+    #[must_use]
+    pub fn new(before: SnapshotId) -> Self {
+        Self((before.0 << BITS | LARGE).into())
+    }
+
+    /// The last snapshot that the worker has heard of.
+    pub(super) fn heard_of(&self) -> SnapshotId {
+        SnapshotId(self.0.load(Ordering::Relaxed) >> BITS)
+    }
+
     /// How it stands with all up to `heard_of`.
     pub(super) fn tell(&self, heard_of: SnapshotId, is_open: bool, is_large: bool) {
         let bits = u64::from(is_open) * OPEN + u64::from(is_large) * LARGE;
@@ -42,14 +53,16 @@ mod tests {
 
     #[test]
     fn of_a_large_snapshot_that_the_worker_has_not_heard_of_nothing_is_handed_over() {
-        let handover = Handover::default();
-        assert!(!handover.is_open(SnapshotId(1)), "nobody knows yet what is large");
-        handover.tell(SnapshotId(1), true, false);
-        assert!(handover.is_open(SnapshotId(1)));
-        handover.tell(SnapshotId(1), false, true);
-        assert!(!handover.is_open(SnapshotId(1)));
-        assert!(handover.is_open(SnapshotId(2)), "triggered, and not heard of");
-        handover.tell(SnapshotId(2), false, false);
-        assert!(!handover.is_open(SnapshotId(3)), "the last was small");
+        let handover = Handover::new(SnapshotId(7));
+        assert_eq!(handover.heard_of(), SnapshotId(7));
+        assert!(!handover.is_open(SnapshotId(7)), "the first may be triggered");
+        assert!(handover.is_open(SnapshotId(8)), "triggered, and not heard of");
+        handover.tell(SnapshotId(8), true, false);
+        assert!(handover.is_open(SnapshotId(8)));
+        handover.tell(SnapshotId(8), false, true);
+        assert!(!handover.is_open(SnapshotId(8)));
+        assert!(handover.is_open(SnapshotId(9)), "triggered, and not heard of");
+        handover.tell(SnapshotId(9), false, false);
+        assert!(!handover.is_open(SnapshotId(10)), "the last was small");
     }
 }

@@ -73,7 +73,8 @@ pub(super) struct Shares {
     writing: VecDeque<Writing>,
     aborted: BTreeSet<SnapshotId>,
     outcomes: Vec<Outcome>,
-    /// Whether the last snapshot was large, so that what the next one captures will take a while.
+    /// Whether the last snapshot was large, so that what the next one captures will take a while; and before
+    /// the first, as nobody knows.
     is_large: bool,
     /// The last that the coordinator has triggered.
     heard_of: SnapshotId,
@@ -90,8 +91,8 @@ impl Shares {
             writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             aborted: BTreeSet::new(),
             outcomes: Vec::new(),
-            is_large: false,
-            heard_of: SnapshotId(0),
+            is_large: true,
+            heard_of: handover.heard_of(),
             handover,
         }
     }

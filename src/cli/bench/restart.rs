@@ -107,8 +107,9 @@ impl Restart {
         let GoneOn { process_to_first_ms, engine_to_first_ms, caught_up_ms, .. } = gone_on;
         let caught_up = caught_up_ms.map_or("n/a".into(), |ms| format!("{ms:.1} ms"));
         format!(
-            "restart: {process_to_first_ms:.1} ms to the first result, {engine_to_first_ms:.1} ms of \
-             them in the engine; all state loaded after {caught_up}, reading alone takes {reading_ms:.1} ms\n"
+            "restart: {process_to_first_ms:.1} ms to the first result, {engine_to_first_ms:.1} ms of them \
+             in the engine, which had loaded all state {caught_up} after it was called; reading as much \
+             takes {reading_ms:.1} ms\n"
         )
     }
 }

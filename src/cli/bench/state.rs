@@ -58,7 +58,7 @@ pub struct State {
     /// Updates to send [default: 10000000; with --rate, as many as --seconds take]
     #[arg(long, value_name = "N", conflicts_with = "seconds")]
     records: Option<u64>,
-    /// Send updates for so long [default: 10]
+    /// Send updates at --rate for so many seconds [default: 10]
     #[arg(long, value_name = "N", requires = "rate", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
     /// Send so many updates per second, whatever the engine does, and measure their latency

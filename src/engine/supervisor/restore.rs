@@ -66,7 +66,7 @@ impl Supervisor<'_> {
             let id = WorkerId(index);
             let store = self.store.as_ref();
             let parts = store.map(Store::writer).transpose()?;
-            let handover = Arc::new(Handover::default());
+            let handover = Arc::new(Handover::new(instance.captured));
             self.handovers.push(handover.clone());
             let parts = parts.map(|parts| (parts, handover));
             let events = self.events.0.clone();
