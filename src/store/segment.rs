@@ -116,14 +116,17 @@ impl Usage {
 
 /// Where the store puts a segment for a writer before it needs one.
 pub(super) struct Spare {
-    /// How large the writer's next segment should be.
+    /// How large the writer's next segment should be, where the disk has room.
     pub(super) wanted_bytes: AtomicU64,
+    /// How large it has to be: what is to be written next belongs together.
+    pub(super) needed_bytes: AtomicU64,
     made: Mutex<Option<Result<Segment>>>,
 }
 
 impl Spare {
     pub(super) fn new(wanted_bytes: u64) -> Self {
-        Self { wanted_bytes: AtomicU64::new(wanted_bytes), made: Mutex::new(None) }
+        let [wanted_bytes, needed_bytes] = [wanted_bytes, 0].map(AtomicU64::new);
+        Self { wanted_bytes, needed_bytes, made: Mutex::new(None) }
     }
 
     fn made(&self) -> MutexGuard<'_, Option<Result<Segment>>> {
@@ -239,7 +242,8 @@ impl Directory {
         };
         for spare in spares.iter().filter(|spare| spare.is_missing()) {
             let wanted = spare.wanted_bytes.load(Ordering::Relaxed);
-            let made = self.create_segment(self.affordable(wanted));
+            let needed = spare.needed_bytes.load(Ordering::Relaxed);
+            let made = self.create_segment(self.affordable(wanted).max(needed));
             *spare.made() = Some(made);
         }
     }

@@ -4,6 +4,9 @@
 //! seals what it lists: it is written when all that came before is, behind it in the same write where
 //! that fits (so a small part costs one write and one fdatasync, linked), and synced with it.
 //!
+//! Where a segment is full the next one has been made by somebody else, since making a file can take the disk a
+//! tenth of a second: an index waits for it, and who hands over chunks is to ask [`Stream::is_backlogged`].
+//!
 //! Invariants
 //! - An index is written only when every write numbered below its `upto` has ended well and is synced
 //!   where it lies in another segment: an index that is durable lists durable pages.
@@ -168,11 +171,12 @@ impl Stream {
         self.spare.wanted_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether no more should be handed over for now: the disk has enough to do, or the next chunk
-    /// needs a segment that is still being made.
+    /// Whether no more should be handed over for now: the disk has enough to do, or the next chunks
+    /// need a segment that is still being made.
     pub(super) fn is_backlogged(&self) -> bool {
+        // What is handed over at once may end one chunk and fill another.
         let fits = |segment: &Segment| {
-            segment.has_room_for((CHUNK_BYTES as u64).min(segment.capacity_bytes / 2))
+            segment.has_room_for((2 * CHUNK_BYTES as u64).min(segment.capacity_bytes / 2))
         };
         self.waiting_bytes > WAITING_BYTES_MAX
             || (self.spare.is_missing() && !self.segment.as_ref().is_some_and(fits))
@@ -264,11 +268,59 @@ impl Stream {
         self.in_flight.push(InFlight { ticket, number, what });
     }
 
-    /// Sees to it that the segment has room: this one, the one in reserve, or a new one.
-    fn make_room_for(&mut self, bytes: u64) -> Result<()> {
+    /// Whether the segment has room: this one, or the one in reserve. If not, one that has is asked for.
+    ///
+    /// # Errors
+    /// It could not be made.
+    fn has_room_for(&mut self, bytes: u64) -> Result<bool> {
         if self.segment.as_ref().is_some_and(|segment| segment.has_room_for(bytes)) {
+            return Ok(true);
+        }
+        if self.spare.is_missing() {
+            // It is being made, or asked for; too small perhaps, which is seen when it is there.
+            return Ok(false);
+        }
+        let made = self.spare.take().transpose();
+        self.took_spare = true;
+        match made? {
+            Some(segment) if segment.has_room_for(bytes) => {
+                self.go_on_in(segment);
+                Ok(true)
+            }
+            // It is collected as any that nothing is in.
+            _ => {
+                self.spare.needed_bytes.store(bytes, Ordering::Relaxed);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Sees to it that the segment has room: this one, the one in reserve, or a new one, which is a pause.
+    fn make_room_for(&mut self, bytes: u64) -> Result<()> {
+        if self.has_room_for(bytes)? {
             return Ok(());
         }
+        let bytes = self.directory.affordable(self.segment_bytes()).max(bytes);
+        let made = self.directory.create_segment(bytes);
+        self.go_on_in(made?);
+        Ok(())
+    }
+
+    /// Leaves the segment for another one.
+    fn go_on_in(&mut self, segment: Segment) {
+        self.leave();
+        // Small parts go round in small segments, which soon have all been written before; large
+        // parts are not to change files all the time.
+        if mem::take(&mut self.sealed) < PARTS_PER_SEGMENT_MIN {
+            let larger = (self.segment_bytes() * 2).min(self.directory.segment_bytes.1);
+            self.spare.wanted_bytes.store(larger, Ordering::Relaxed);
+        }
+        self.spare.needed_bytes.store(0, Ordering::Relaxed);
+        self.segment = Some(segment);
+    }
+
+    /// Nothing more goes into the segment.
+    fn leave(&mut self) {
         self.flush_tail();
         self.submit();
         if let Some(segment) = self.segment.take() {
@@ -279,25 +331,10 @@ impl Stream {
             }
         }
         self.segment_first = self.next;
-        let wanted = self.segment_bytes();
-        self.took_spare = true;
-        let made = match self.spare.take() {
-            Some(Ok(segment)) if segment.has_room_for(bytes) => Ok(segment),
-            Some(Err(error)) => Err(error),
-            _ => self.directory.create_segment(self.directory.affordable(wanted).max(bytes)),
-        };
-        // Small parts go round in small segments, which soon have all been written before; large
-        // parts are not to change files all the time.
-        if mem::take(&mut self.sealed) < PARTS_PER_SEGMENT_MIN {
-            let larger = (wanted * 2).min(self.directory.segment_bytes.1);
-            self.spare.wanted_bytes.store(larger, Ordering::Relaxed);
-        }
-        self.segment = Some(made?);
-        Ok(())
     }
 
-    /// Writes an index that seals all writes numbered below `upto`, if their time has come; where.
-    /// Takes the buffer then.
+    /// Writes an index that seals all writes numbered below `upto`, if their time has come and there is
+    /// room; where. Takes the buffer then.
     ///
     /// # Errors
     /// There is no room for it, and none could be made: what it should seal may still be sealed by
@@ -314,7 +351,9 @@ impl Stream {
         let bytes = index.as_mut().expect("an index that was not taken");
         bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
         let index_bytes = bytes.len() as u64;
-        self.make_room_for(index_bytes)?;
+        if !self.has_room_for(index_bytes)? {
+            return Ok(None);
+        }
         self.submit();
         let is_tail_last = self.tail.as_ref().is_none_or(|tail| *tail.numbers.end() < upto);
         if !is_tail_last && self.tail.as_ref().is_some_and(|tail| *tail.numbers.start() < upto) {

@@ -142,6 +142,7 @@ fn wait(writer: &mut PartWriter) -> Vec<Written> {
     let mut parts = Vec::new();
     while writer.is_waiting() {
         parts.extend(writer.poll());
+        writer.refill();
         std::thread::yield_now();
     }
     parts

@@ -285,6 +285,14 @@ impl PartWriter {
         self.stream.wants_segment()
     }
 
+    /// As [`Store::refill`](super::Store::refill), if only a segment is awaited.
+    #[cfg(test)]
+    pub(super) fn refill(&self) {
+        if self.stream.is_idle() && !self.waiting.is_empty() {
+            self.stream.directory().refill();
+        }
+    }
+
     /// Bytes of state handed over so far.
     #[must_use]
     pub fn appended_bytes(&self) -> u64 {
