@@ -64,7 +64,7 @@ impl Buffer {
     }
 
     /// Sees to it that there is memory for so many bytes.
-    fn reserve(&mut self, bytes: usize) {
+    pub fn reserve(&mut self, bytes: usize) {
         if bytes > self.capacity() {
             let mut larger = mapped(bytes.max(2 * self.capacity()));
             larger[..self.len].copy_from_slice(self);

@@ -129,8 +129,11 @@ impl Part {
         index::begin(self.snapshot, before, &mut beginning);
         out.extend_from_slice(&beginning);
         let carried = carried.iter().map(|carried| &carried.pages);
+        let all = carried.chain([&self.pages, &self.pieces, &self.map]);
+        // A base of a GB of state is 10 MB: not to be moved while it grows.
+        out.reserve(out.len() + all.clone().map(|frames| frames.bytes.len()).sum::<usize>());
         let mut count = 1;
-        for frames in carried.chain([&self.pages, &self.pieces, &self.map]) {
+        for frames in all {
             out.extend_from_slice(&frames.bytes);
             count += frames.count;
         }
