@@ -155,7 +155,9 @@ fn describe(manifest: &Manifest) -> String {
         ));
     }
     if let Some(restored) = manifest.unread_since {
-        text.push_str(&format!("unread      some pages, since snapshot {restored} was restored; those up to it are kept\n"));
+        text.push_str(&format!(
+            "unread      some pages, since snapshot {restored} was restored; those up to it are kept\n"
+        ));
     }
     for (note, value) in &manifest.notes {
         text.push_str(&format!("{note} {value}\n"));

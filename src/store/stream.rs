@@ -282,16 +282,15 @@ impl Stream {
         }
         let made = self.spare.take().transpose();
         self.took_spare = true;
+        // Of what is asked for now, also if more could not be made: that may not be needed any more.
+        self.spare.needed_bytes.store(bytes, Ordering::Relaxed);
         match made? {
             Some(segment) if segment.has_room_for(bytes) => {
                 self.go_on_in(segment);
                 Ok(true)
             }
             // It is collected as any that nothing is in.
-            _ => {
-                self.spare.needed_bytes.store(bytes, Ordering::Relaxed);
-                Ok(false)
-            }
+            _ => Ok(false),
         }
     }
 

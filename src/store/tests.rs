@@ -293,3 +293,27 @@ fn what_was_there_at_a_restore_stays_until_all_of_it_was_read() {
     assert!(before.iter().all(|id| !now.contains(id)), "{now:?}");
     assert_eq!(now.len(), limits().retention + 1);
 }
+
+/// A worker stood still for a tenth of a second while it made a segment for an index.
+#[test]
+fn an_index_without_room_waits_for_a_segment_that_is_large_enough_and_makes_none() {
+    let disk = MemoryDisk::new(4);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let files = || disk.list(Path::new(DIR)).unwrap();
+    let (before, id) = (files(), running.store.next_snapshot());
+    let writer = &mut running.writers[0];
+    writer.begin(id);
+    writer.enter("count");
+    writer.write(StateSlot::Task(0), 3, &[7; 2 * SEGMENT_BYTES as usize]);
+    writer.finish().unwrap();
+    for _ in 0..50 {
+        assert!(writer.poll().is_empty());
+    }
+    assert!(writer.is_waiting());
+    assert_eq!(files(), before);
+    running.store.refill(); // as large as segments are now, which is too small
+    assert!(running.writers[0].poll().is_empty());
+    running.store.refill();
+    let written = wait(&mut running.writers[0]).remove(0);
+    assert!(written.result.unwrap().bytes > 2 * SEGMENT_BYTES);
+}
