@@ -424,6 +424,8 @@ fn a_damaged_newest_snapshot_is_passed_over_with_a_warning_that_names_it() {
     tidegate(&["snapshot", "list", &directory]).succeeded();
     let verified = tidegate(&["snapshot", "verify", &directory]);
     assert_eq!(verified.code, Some(1));
+    let counted = String::from_utf8_lossy(&verified.stdout);
+    assert!(counted.contains(", 1 of them not whole, "), "{counted}");
     assert!(
         verified.stderr.contains(&format!("{newest} is corrupt at byte ")),
         "{}",
