@@ -19,6 +19,7 @@ mod migrate;
 mod page;
 pub(crate) mod pieces;
 mod shelf;
+mod steps;
 
 /// All entries of a table, by iteration in small steps.
 fn contents<K: Key + Ord, V: Data>(table: &mut KeyedTable<K, V>) -> BTreeMap<K, V> {

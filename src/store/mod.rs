@@ -67,6 +67,7 @@
 mod chain;
 mod collect;
 mod commit;
+mod frames;
 mod index;
 mod inspect;
 mod layout;

@@ -1,22 +1,16 @@
 //! A part while it is put together: what goes into the index of one worker's snapshot.
 
 use std::collections::BTreeMap;
+use std::mem;
 
+use super::frames::Frames;
 use super::index;
-use crate::disk::Buffer;
 use crate::frame::{self, FrameHeader, FrameKind};
 use crate::id::{SegmentId, SnapshotId, StateSlot};
 use crate::state::{ChunkPage, PageEntry, Place};
 
 /// Pages that do not lie where they are needed may be written again with any snapshot.
 const REWRITE_BYTES_MIN: u64 = 256 << 10;
-
-/// Frames back to back.
-#[derive(Clone, Default)]
-pub(super) struct Frames {
-    bytes: Vec<u8>,
-    count: u64,
-}
 
 /// See the module's documentation.
 pub(super) struct Part {
@@ -70,17 +64,18 @@ impl Part {
     pub(super) fn piece(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]) {
         let (owner, snapshot) = (self.owner.as_str(), self.snapshot);
         let header = FrameHeader { kind: FrameKind::State, owner, slot, schema, snapshot };
-        frame::encode(&header, bytes, &mut self.pieces.bytes);
-        self.pieces.count += 1;
+        self.pieces.push(|out| frame::encode(&header, bytes, out));
     }
 
     /// The pages of a chunk that lies at `place`.
     pub(super) fn chunk(&mut self, schema: u32, pages: &[ChunkPage], place: Place, bytes: u64) {
         let entries = pages.iter().map(|page| page.entry(place));
-        let Self { snapshot, owner, .. } = self;
-        let out = &mut self.pages.bytes;
-        index::append_entries(FrameKind::Pages, *snapshot, owner, schema, entries, out);
-        self.pages.count += 1;
+        let (owner, snapshot) = (self.owner.as_str(), self.snapshot);
+        let kind = FrameKind::Pages;
+        let append = |out: &mut _| {
+            index::append_entries(kind, snapshot, owner, schema, entries, out);
+        };
+        self.pages.push(append);
         self.entries += pages.len() as u64;
         self.chunk_bytes += bytes;
     }
@@ -89,11 +84,13 @@ impl Part {
         if entries.is_empty() {
             return;
         }
-        let Self { snapshot, owner, .. } = self;
-        let (out, entries) = (&mut self.map.bytes, entries.iter().copied());
         self.mapped += entries.len() as u64;
-        index::append_entries(FrameKind::Map, *snapshot, owner, schema, entries, out);
-        self.map.count += 1;
+        let (owner, snapshot) = (self.owner.as_str(), self.snapshot);
+        let (kind, entries) = (FrameKind::Map, entries.iter().copied());
+        let append = |out: &mut _| {
+            index::append_entries(kind, snapshot, owner, schema, entries, out);
+        };
+        self.map.push(append);
     }
 
     /// No more is written again than was written anew, or little: a snapshot takes at most twice what
@@ -110,7 +107,7 @@ impl Part {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pages.count + self.pieces.count == 0 && self.keeps.is_empty()
+        self.pages.count() + self.pieces.count() == 0 && self.keeps.is_empty()
     }
 
     /// The page entries, for a later part.
@@ -118,26 +115,21 @@ impl Part {
         Carried { snapshot: self.snapshot, pages: self.pages, entries: self.entries }
     }
 
-    /// All of it, behind its beginning and what it carries; how many frames.
-    pub(super) fn index(
-        &self,
+    /// Takes all of it, behind its beginning and what it carries.
+    pub(super) fn take_index(
+        &mut self,
         before: Option<index::Link>,
-        carried: &[Carried],
-        out: &mut Buffer,
-    ) -> u64 {
-        let mut beginning = Vec::new();
-        index::begin(self.snapshot, before, &mut beginning);
-        out.extend_from_slice(&beginning);
-        let carried = carried.iter().map(|carried| &carried.pages);
-        let all = carried.chain([&self.pages, &self.pieces, &self.map]);
-        // A base of a GB of state is 10 MB: not to be moved while it grows.
-        out.reserve(out.len() + all.clone().map(|frames| frames.bytes.len()).sum::<usize>());
-        let mut count = 1;
-        for frames in all {
-            out.extend_from_slice(&frames.bytes);
-            count += frames.count;
+        carried: Vec<Carried>,
+    ) -> Frames {
+        let mut all = Frames::default();
+        all.push(|out| index::begin(self.snapshot, before, out));
+        let carried = carried.into_iter().map(|carried| carried.pages);
+        for frames in
+            carried.chain([&mut self.pages, &mut self.pieces, &mut self.map].map(mem::take))
+        {
+            all.append(frames);
         }
-        count
+        all
     }
 }
 

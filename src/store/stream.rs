@@ -355,7 +355,8 @@ impl Stream {
         }
         self.submit();
         let is_tail_last = self.tail.as_ref().is_none_or(|tail| *tail.numbers.end() < upto);
-        if !is_tail_last && self.tail.as_ref().is_some_and(|tail| *tail.numbers.start() < upto) {
+        let joins_tail = is_tail_last && index_bytes <= CHUNK_BYTES as u64;
+        if !joins_tail && self.tail.as_ref().is_some_and(|tail| *tail.numbers.start() < upto) {
             self.flush_tail();
             self.submit();
         }
@@ -373,7 +374,7 @@ impl Stream {
         segment.next += index_bytes;
         let file = segment.file.clone();
         let (offset, buffer) = match self.tail.take() {
-            Some(mut tail) if is_tail_last => {
+            Some(mut tail) if joins_tail => {
                 debug_assert_eq!(tail.place.offset + tail.bytes.len() as u64, place.offset);
                 tail.bytes.extend_from_slice(&index);
                 index.clear();

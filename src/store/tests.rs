@@ -317,3 +317,33 @@ fn an_index_without_room_waits_for_a_segment_that_is_large_enough_and_makes_none
     let written = wait(&mut running.writers[0]).remove(0);
     assert!(written.result.unwrap().bytes > 2 * SEGMENT_BYTES);
 }
+
+/// It is 10 MB for a base of a GB of state, and a worker stood still for up to 25 ms.
+#[test]
+fn a_large_index_is_put_together_in_small_steps() {
+    let disk = MemoryDisk::new(4);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    let id = running.store.next_snapshot();
+    let writer = &mut running.writers[0];
+    writer.begin(id);
+    writer.enter("count");
+    let state: Vec<u8> = (0..4 << 20).map(|n: u32| (n % 251) as u8).collect();
+    for (group, bytes) in state.chunks(10_000).enumerate() {
+        writer.write(StateSlot::KeyGroup(KeyGroup(group as u32 % 128)), 3, bytes);
+    }
+    writer.finish().unwrap();
+    let mut polls = 0;
+    let written = loop {
+        polls += 1;
+        writer.refill();
+        if let Some(written) = writer.poll().pop() {
+            break written;
+        }
+    };
+    let part = written.result.unwrap();
+    assert!(polls >= 4 << 20 >> 17, "{polls} polls for {} bytes", part.bytes);
+    let manifest = running.manifest(id, vec![part]);
+    let loaded = running.store.load(&manifest).unwrap();
+    let pieces = loaded.pieces.iter().map(|piece| &piece.bytes[..]);
+    assert!(pieces.collect::<Vec<_>>().concat() == state, "all of it, in order");
+}

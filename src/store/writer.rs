@@ -17,6 +17,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::LINKS_MAX;
+use super::frames::Joining;
 use super::index::Link;
 use super::manifest::PartRef;
 use super::part::{Carried, Part};
@@ -98,7 +99,9 @@ struct Waiting {
     /// What was handed over before it was finished.
     upto: u64,
     finished_ns: u64,
-    /// Its index, put together and not yet with the disk.
+    /// Its index while it is put together.
+    joining: Option<Joining>,
+    /// The same when it is, and not yet with the disk.
     index: Option<Buffer>,
     /// What it will be when that is durable.
     reference: PartRef,
@@ -204,6 +207,7 @@ impl PartWriter {
         self.waiting.push_back(Waiting {
             upto: self.stream.end(),
             finished_ns: clock::now_ns(),
+            joining: None,
             index: None,
             reference: PartRef::default(),
             sealing: None,
@@ -316,14 +320,17 @@ impl PartWriter {
     fn start(&mut self) {
         while let Some(front) = self.waiting.front_mut().filter(|front| front.sealing.is_none()) {
             let snapshot = front.part.snapshot;
-            let is_carrying = self.carried.iter().any(|carried| carried.snapshot < snapshot);
-            if front.part.is_empty() && !is_carrying && self.chain.is_none() {
-                let waiting = self.waiting.pop_front().expect("seen above");
-                self.report(waiting, Ok(PartRef::default()));
-                continue;
+            if front.joining.is_none() && front.index.is_none() {
+                let is_carrying = self.carried.iter().any(|carried| carried.snapshot < snapshot);
+                if front.part.is_empty() && !is_carrying && self.chain.is_none() {
+                    let waiting = self.waiting.pop_front().expect("seen above");
+                    self.report(waiting, Ok(PartRef::default()));
+                    continue;
+                }
+                self.begin_index();
             }
-            if front.index.is_none() {
-                self.put_together();
+            if !self.join_some() {
+                return;
             }
             let front = self.waiting.front_mut().expect("seen above");
             match self.stream.seal(snapshot, front.upto, &mut front.index) {
@@ -347,10 +354,22 @@ impl PartWriter {
         }
     }
 
-    /// Makes the index of the first part that waits. One without a base and without an index to go on
+    /// Joins some more of the index of the first part. Whether it is whole.
+    fn join_some(&mut self) -> bool {
+        let front = self.waiting.front_mut().expect("a part waits");
+        if let Some(joined) = front.joining.take_if(Joining::step) {
+            front.reference.bytes = joined.out.len() as u64;
+            front.reference.crc32c = joined.crc32c;
+            front.written_bytes += joined.out.len().next_multiple_of(BLOCK_BYTES) as u64;
+            front.index = Some(joined.out);
+        }
+        front.index.is_some()
+    }
+
+    /// What the index of the first part consists of. One without a base and without an index to go on
     /// from is the first that is not empty: it lists all there is.
-    fn put_together(&mut self) {
-        let mut out = self.stream.buffer();
+    fn begin_index(&mut self) {
+        let out = self.stream.buffer();
         let front = self.waiting.front_mut().expect("a part waits");
         let snapshot = front.part.snapshot;
         let carried = mem::take(&mut self.carried).into_iter();
@@ -358,23 +377,20 @@ impl PartWriter {
         self.carried = later;
         // Of two entries for the same hashes the later one counts, and parts are not given up in order.
         carried.sort_unstable_by_key(|carried| carried.snapshot);
+        self.planned.entries += carried.iter().map(|carried| carried.entries).sum::<u64>();
         let chain = self.chain.as_ref().filter(|_| !front.part.is_base);
         let before = chain.map(|chain| chain.newest);
         let links = chain.map(|chain| &chain.segments).into_iter().flatten();
         let segments: BTreeSet<&SegmentId> = front.part.keeps.keys().chain(links).collect();
-        let frames = front.part.index(before, &carried, &mut out);
         front.reference = PartRef {
-            bytes: out.len() as u64,
-            crc32c: crc32c::crc32c(&out),
-            frames,
             links: before.map_or(0, |before| before.links + 1),
             segments: segments.into_iter().map(|segment| segment.0).collect(),
             page_bytes: front.part.keeps.values().sum(),
             ..PartRef::default()
         };
-        self.planned.entries += carried.iter().map(|carried| carried.entries).sum::<u64>();
-        front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
-        front.index = Some(out);
+        let frames = front.part.take_index(before, carried);
+        front.reference.frames = frames.count();
+        front.joining = Some(Joining::new(frames, out, BLOCK_BYTES));
     }
 
     /// The index of the first part is durable.
