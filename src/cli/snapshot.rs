@@ -233,7 +233,33 @@ fn utc(unix_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use tidegate::store::{JobIdentity, MANIFEST_FORMAT};
+
     use super::*;
+
+    #[test]
+    fn a_snapshot_with_pages_that_were_not_read_says_since_when() {
+        let mut manifest = Manifest {
+            format: MANIFEST_FORMAT,
+            snapshot: 9,
+            generation: 2,
+            attempt: 1,
+            created_unix_ms: 0,
+            job: JobIdentity { name: "count".into(), fingerprint: String::new() },
+            last: false,
+            unread_since: Some(7),
+            operators: Vec::new(),
+            parts: Vec::new(),
+            notes: BTreeMap::new(),
+        };
+        let said =
+            "unread      some pages, since snapshot 7 was restored; those up to it are kept\n";
+        assert!(describe(&manifest).contains(said), "{}", describe(&manifest));
+        manifest.unread_since = None;
+        assert!(!describe(&manifest).contains("unread"));
+    }
 
     #[test]
     fn times_are_dates_of_the_civil_calendar() {
