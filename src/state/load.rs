@@ -10,26 +10,25 @@
 //! - A page is read at most once, straight into the memory it stays in.
 
 use std::collections::BTreeMap;
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::exchange::{PageEntry, PageSource, Place};
 use super::ledger::Ledger;
-use super::memory::{PAGE_ALIGN, PageMemory, Room, joined};
+use super::memory::{PAGE_ALIGN, PageMemory, Room};
 use super::page::HEADER_BYTES;
 use super::tiles::Tiles;
 use crate::error::Error;
 use crate::id::SegmentId;
 
-/// Pages read at once: below the system's bound of 1024 pieces, should each lie somewhere else in memory.
+/// Pages read at once: with the gaps between them below the system's bound of 1024 pieces.
 const PAGES_PER_READ: usize = 256;
 
 /// What is read at most with a page that is asked for, itself included, if it is not larger: what lies behind
 /// it need not be asked for then. If one of them is damaged, that is found now and not later.
 const FAULT_BYTES: usize = 64 << 10;
-/// And how many pages.
-const PAGES_PER_FAULT: usize = FAULT_BYTES / 1024;
 
 /// A page that was read.
 pub(super) struct Read {
@@ -114,7 +113,7 @@ impl Unloaded {
         let segment = self.segments.get_mut(&page.place.segment).expect("it waits in there");
         let (pages, this) = (segment.ordered(), on_disk(id, &page));
         let at = pages.binary_search_by(|other| this.cmp(other)).expect("it waits in there");
-        let next: Vec<u64> = pages[..=at].iter().rev().take(PAGES_PER_FAULT).copied().collect();
+        let next: Vec<u64> = pages[..=at].iter().rev().take(PAGES_PER_READ).copied().collect();
         self.read(&next, FAULT_BYTES, ledger, memory)
     }
 
@@ -169,10 +168,20 @@ impl Unloaded {
         Ok(run)
     }
 
-    /// Reads a run of pages into their memory, and the zeros between them between them.
+    /// Reads a run of pages into their memory, and the zeros between them into nowhere.
     fn fill(&self, run: &mut [Read]) -> Result<(), Error> {
         let Some(place) = run.first().map(|read| read.entry.place) else { return Ok(()) };
-        self.source.read(place, &mut joined(run.iter_mut().map(|read| &mut read.room)))
+        let (mut gaps, last) = (vec![[0; PAGE_ALIGN]; run.len()], run.len() - 1);
+        let mut memory = Vec::with_capacity(2 * run.len());
+        for (index, (read, gap)) in run.iter_mut().zip(&mut gaps).enumerate() {
+            let bytes = read.entry.bytes as usize;
+            memory.push(IoSliceMut::new(read.room.bytes_mut()));
+            let gap = &mut gap[..bytes.next_multiple_of(PAGE_ALIGN) - bytes];
+            if index < last && !gap.is_empty() {
+                memory.push(IoSliceMut::new(gap));
+            }
+        }
+        self.source.read(place, &mut memory)
     }
 
     fn check(&self, entry: &PageEntry) -> Result<(), Error> {
@@ -196,7 +205,6 @@ fn behind(page: &PageEntry) -> Place {
 
 #[cfg(test)]
 mod tests {
-    use std::io::IoSliceMut;
     use std::sync::Mutex;
 
     use super::*;

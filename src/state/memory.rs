@@ -23,7 +23,6 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::IoSliceMut;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -92,35 +91,6 @@ impl Room {
 
 // SAFETY: memory that nobody else refers to.
 unsafe impl Send for Room {}
-
-/// The memory of `rooms` one after the other, each but the last with what there is up to a multiple of
-/// [`PAGE_ALIGN`]. Those that lie one behind the other are one piece: a system that copies copies long ones
-/// faster.
-pub(super) fn joined<'a>(rooms: impl Iterator<Item = &'a mut Room>) -> Vec<IoSliceMut<'a>> {
-    let mut pieces = Vec::<(NonNull<u8>, usize, &Arc<MmapMut>)>::new();
-    let mut beyond_last = 0;
-    for Room { memory, bytes, alive } in rooms {
-        let size = bytes.next_multiple_of(PAGE_ALIGN);
-        beyond_last = size - *bytes;
-        match pieces.last_mut() {
-            // SAFETY: the end of a room at most, in its mapping.
-            Some((begin, length, mapping))
-                if unsafe { begin.add(*length) } == *memory && Arc::ptr_eq(mapping, alive) =>
-            {
-                *length += size;
-            }
-            _ => pieces.push((*memory, size, alive)),
-        }
-    }
-    if let Some((_, length, _)) = pieces.last_mut() {
-        *length -= beyond_last;
-    }
-    let slice = |(memory, length, _)| {
-        // SAFETY: rooms are borrowed mutably, initialised, and rounded up to `PAGE_ALIGN` their own.
-        IoSliceMut::new(unsafe { NonNull::slice_from_raw_parts(memory, length).as_mut() })
-    };
-    pieces.into_iter().map(slice).collect()
-}
 
 struct Region {
     begin: NonNull<u8>,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::shelf::Shelf;
 use crate::id::SnapshotId;
 use crate::key::Key;
-use crate::state::memory::{Holes, PageMemory, Room, joined};
+use crate::state::memory::{Holes, PageMemory, Room};
 use crate::state::{Drained, KeyedTable, OperatorState};
 
 /// Takes a room of so many bytes, or gives one back, or moves one that is in the way.
@@ -90,43 +90,6 @@ proptest! {
         let all: Vec<usize> = rooms.taken.keys().copied().collect();
         all.into_iter().for_each(|begin| _ = rooms.give_back(begin));
     }
-
-    /// Pages come from disk as they lie there: each begins at a multiple of 64.
-    #[test]
-    fn what_is_read_into_joined_rooms_is_in_each(
-        steps in steps(), sizes in prop::collection::vec(1..9000_usize, 1..60),
-    ) {
-        let mut rooms = Rooms::default();
-        steps.into_iter().for_each(|step| rooms.run(step));
-        let mut read: Vec<Room> = sizes.iter().map(|bytes| rooms.memory.take(*bytes)).collect();
-        let mut on_disk = Vec::new();
-        for (number, bytes) in (1..).zip(&sizes) {
-            on_disk.resize(on_disk.len().next_multiple_of(64), 0);
-            on_disk.resize(on_disk.len() + bytes, number);
-        }
-        let mut pieces = joined(read.iter_mut());
-        prop_assert!(pieces.len() <= sizes.len());
-        let mut left = &on_disk[..];
-        for piece in &mut pieces {
-            let bytes = left.split_off(..piece.len()).expect("there is as much");
-            piece.copy_from_slice(bytes);
-        }
-        prop_assert!(left.is_empty());
-        for (number, room) in (1..).zip(&read) {
-            prop_assert!(room.bytes().iter().all(|byte| *byte == number));
-        }
-        let all: Vec<usize> = rooms.taken.keys().copied().collect();
-        all.into_iter().for_each(|begin| _ = rooms.give_back(begin));
-    }
-}
-
-#[test]
-fn rooms_that_were_taken_one_after_the_other_are_few_pieces() {
-    let mut memory = PageMemory::default();
-    memory.expect(4 << 20);
-    let mut rooms: Vec<Room> = (0..500).map(|n| memory.take(1500 + n % 7)).collect();
-    let pieces = joined(rooms.iter_mut()).len();
-    assert!(pieces <= 30, "{pieces} pieces: one for each region of 32 KiB");
 }
 
 #[test]
