@@ -45,12 +45,14 @@ const SPARE_CHUNKS_MIN: usize = 64;
 /// Page numbers looked at in one step that writes pages again, and entries of one step of a map.
 const ENTRIES_PER_STEP: u32 = 2048;
 
-/// What looking at a page costs that is then passed over, in bytes copied in that time: it is somewhere in
-/// memory. (Taken for nothing, a hundred thousand pages that writes had copied before were looked at in one
-/// piece of a drain, for 10 ms.)
-const LOOK_BYTES: usize = 512;
+/// What looking at a page counts that is then passed over, in bytes: so in one piece of a drain 8,192 are looked at,
+/// which takes less than a millisecond though each is somewhere in memory. (Counted as nothing it was a
+/// hundred thousand that writes had copied before, and 10 ms: `perf/0004-snapshots.md`.) Not more, as a
+/// small table that writes have copied is to be handed over within
+/// [`CAPTURE_DRAIN_BYTES_MAX`](crate::config::CAPTURE_DRAIN_BYTES_MAX).
+const LOOK_COST_BYTES: usize = 32;
 /// The same for an entry of the ledger, which lies behind the one before.
-const ENTRY_BYTES: usize = 16;
+const ENTRY_COST_BYTES: usize = 8;
 
 /// The pages of a table.
 pub(super) trait Pages {
@@ -156,22 +158,29 @@ impl Capture {
         out: &mut dyn StateWriter,
     ) -> Result<Drained, String> {
         let mut done = 0;
-        while done < budget_bytes {
+        loop {
             if let Some(reason) = self.failed.take() {
                 return Err(reason);
+            }
+            if self.phase == Phase::Closed && self.full.is_empty() {
+                return Ok(Drained::Done);
+            }
+            if done >= budget_bytes {
+                return Ok(Drained::More);
             }
             if let Some(chunk) = self.full.pop_front() {
                 done += self.hand_over(chunk, schema, out);
                 continue;
             }
             match self.phase {
-                Phase::Closed => return Ok(Drained::Done),
+                Phase::Closed => {}
                 Phase::Changed => done += self.take_changed(pages, schema, out)?,
-                Phase::Again(from) => done += self.take_again(pages, from, schema, out)?,
+                Phase::Again(from) => {
+                    done += self.take_again(pages, from, budget_bytes - done, schema, out)?;
+                }
                 Phase::Map(from) => done += self.map(from, schema, out),
             }
         }
-        Ok(Drained::More)
     }
 
     fn take_changed(
@@ -186,7 +195,7 @@ impl Capture {
             return Ok(if out.empties().is_some() { self.hand_over_rest(schema, out) } else { 0 });
         };
         if !self.is_captured(pages.version(hash)) {
-            return Ok(LOOK_BYTES); // copied when it was written to, or named twice
+            return Ok(LOOK_COST_BYTES); // copied when it was written to, or named twice
         }
         let before = self.chunk.bytes.len();
         if let Err(reason) = pages.copy(hash, &mut self.chunk) {
@@ -198,23 +207,31 @@ impl Capture {
         Ok(bytes + self.hand_over_if_full(schema, out))
     }
 
-    /// Copies pages that did not change, to empty the segment they lie in.
+    /// Copies pages that did not change, to empty the segment they lie in: about `budget_bytes` of them.
     fn take_again(
         &mut self,
         pages: &mut impl Pages,
         from: u32,
+        budget_bytes: usize,
         schema: u32,
         out: &mut dyn StateWriter,
     ) -> Result<usize, String> {
-        let to = self.ledger.len().min(from + ENTRIES_PER_STEP);
-        let mut done = (to - from) as usize * ENTRY_BYTES;
-        let mut next = if to == self.ledger.len() { None } else { Some(to) };
+        let (mut done, mut next) = (0, None);
         if let Some(segment) = out.empties() {
+            let to = self.ledger.len().min(from + ENTRIES_PER_STEP);
+            next = Some(to).filter(|to| *to < self.ledger.len());
             for id in from..to {
+                if done >= budget_bytes {
+                    next = Some(id);
+                    break;
+                }
+                done += ENTRY_COST_BYTES;
                 let entry = self.ledger.entry(id);
-                let is_there = entry.bytes > 0 && entry.place.segment == segment;
-                if !is_there || pages.version(entry.prefix) != CLEAN {
-                    done += if is_there { LOOK_BYTES } else { 0 };
+                if entry.bytes == 0 || entry.place.segment != segment {
+                    continue;
+                }
+                if pages.version(entry.prefix) != CLEAN {
+                    done += LOOK_COST_BYTES;
                     continue;
                 }
                 if !out.may_rewrite(entry.bytes as usize) {
@@ -224,8 +241,6 @@ impl Capture {
                 pages.copy(entry.prefix, &mut self.chunk)?;
                 done += entry.bytes as usize + self.hand_over_if_full(schema, out);
             }
-        } else {
-            next = None;
         }
         if next.is_none() {
             done += self.hand_over_rest(schema, out);
