@@ -1,15 +1,18 @@
 //! Frames back to back, and one buffer with all of them, filled piece by piece: the index of a base of a
-//! GB of state is 10 MB, which is 5 to 25 ms to copy, sum up and give back in one step of a worker.
+//! GB of state is 10 MB, which took 3 to 25 ms to copy and sum up in one step of a worker
+//! (`perf/0004-snapshots.md`).
+//!
+//! Invariants
+//! - What is joined is the frames in the order in which they were pushed and appended.
+//! - The checksum is that of all that was copied, and the buffer is not moved while it grows.
 
 use std::collections::VecDeque;
 
 use crate::disk::Buffer;
 
-/// A block that is as long as this gets no more frames: none is moved while more come, and each goes back to
-/// the allocator by itself.
-const BLOCK_BYTES: usize = 64 << 10;
-/// Bytes copied in one step.
-const STEP_BYTES: usize = 64 << 10;
+/// Bytes copied in one step. A block of frames that is as long gets no more of them: none is moved while more
+/// come, and each goes back to the allocator by itself. Small in tests, so that small indices take steps.
+const STEP_BYTES: usize = if cfg!(test) { 512 } else { 64 << 10 };
 
 /// Frames in memory, in blocks.
 #[derive(Default)]
@@ -21,7 +24,7 @@ pub(super) struct Frames {
 impl Frames {
     /// One more, which `write` appends.
     pub(super) fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        if self.blocks.back().is_none_or(|block| block.len() >= BLOCK_BYTES) {
+        if self.blocks.back().is_none_or(|block| block.len() >= STEP_BYTES) {
             self.blocks.push_back(Vec::new());
         }
         write(self.blocks.back_mut().expect("there is a block"));
@@ -45,6 +48,7 @@ impl Frames {
 }
 
 /// Frames on their way into a buffer, and the checksum of what is there.
+#[derive(Default)]
 pub(super) struct Joining {
     rest: VecDeque<Vec<u8>>,
     /// Bytes of the first that are in `out`.
@@ -97,7 +101,7 @@ mod tests {
     fn what_is_joined_is_all_in_order_and_a_step_copies_little() {
         let sizes: Vec<usize> = (0..300).map(|n| n * 7919 % 5000).chain([1 << 20, 3]).collect();
         let (mut joined, mut all) = frames(&sizes);
-        let (more, behind) = frames(&[16, 0, STEP_BYTES, BLOCK_BYTES - 1, 1]);
+        let (more, behind) = frames(&[16, 0, STEP_BYTES, STEP_BYTES - 1, 1]);
         all.extend_from_slice(&behind);
         joined.append(more);
         assert_eq!(joined.count(), 307);

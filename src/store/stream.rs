@@ -2,7 +2,9 @@
 //!
 //! Chunks of pages are written as they come, large ones as they are, small ones gathered. An index
 //! seals what it lists: it is written when all that came before is, behind it in the same write where
-//! that fits (so a small part costs one write and one fdatasync, linked), and synced with it.
+//! that fits (so a small part costs one write and one fdatasync, linked), and synced with it. One that is
+//! larger than a chunk is a write of its own: to move it behind another took a worker 3 to 9 ms
+//! (`perf/0004-snapshots.md`).
 //!
 //! Where a segment is full the next one has been made by somebody else, since making a file can take the disk a
 //! tenth of a second: an index waits for it, and who hands over chunks is to ask [`Stream::is_backlogged`].
@@ -122,7 +124,7 @@ pub(super) enum Progress {
 impl Stream {
     pub(super) fn new(directory: Arc<Directory>) -> Result<Self> {
         let (first_bytes, _) = directory.segment_bytes;
-        let segment = directory.create_segment(first_bytes)?;
+        let segment = directory.create_segment(directory.affordable(first_bytes))?;
         let open = directory.disk.queue(WRITES_MAX);
         let queue = open.map_err(Error::io("open a queue", &directory.path))?;
         let spare = Arc::new(Spare::new(first_bytes));
@@ -342,14 +344,13 @@ impl Stream {
         &mut self,
         snapshot: SnapshotId,
         upto: u64,
-        index: &mut Option<Buffer>,
+        index: &mut Buffer,
     ) -> Result<Option<Place>> {
         if self.in_flight.iter().any(|flight| matches!(flight.what, What::Index(_))) {
             return Ok(None);
         }
-        let bytes = index.as_mut().expect("an index that was not taken");
-        bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
-        let index_bytes = bytes.len() as u64;
+        index.resize(index.len().next_multiple_of(BLOCK_BYTES), 0);
+        let index_bytes = index.len() as u64;
         if !self.has_room_for(index_bytes)? {
             return Ok(None);
         }
@@ -367,7 +368,7 @@ impl Stream {
         if waits || flies || !self.is_synced(upto) || self.in_flight.len() == WRITES_MAX {
             return Ok(None);
         }
-        let mut index = index.take().expect("seen above");
+        let mut index = mem::take(index);
         let segment = self.segment.as_mut().expect("there is room");
         segment.usage.note(snapshot);
         let place = Place { segment: segment.id, offset: segment.next };

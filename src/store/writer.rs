@@ -99,16 +99,29 @@ struct Waiting {
     /// What was handed over before it was finished.
     upto: u64,
     finished_ns: u64,
-    /// Its index while it is put together.
-    joining: Option<Joining>,
-    /// The same when it is, and not yet with the disk.
-    index: Option<Buffer>,
-    /// What it will be when that is durable.
+    index: Index,
+    /// What it will be when the index is durable.
     reference: PartRef,
-    /// When the index was given to the disk.
-    sealing: Option<u64>,
     written_bytes: u64,
     abandoned: bool,
+}
+
+/// How far the index of a part that waits is.
+enum Index {
+    /// The part has all that goes into it.
+    Listed,
+    /// It is being put together.
+    Joining(Joining),
+    /// It is put together.
+    Whole(Buffer),
+    /// The disk has it, since then.
+    Sealing(u64),
+}
+
+impl Waiting {
+    fn is_sealing(&self) -> bool {
+        matches!(self.index, Index::Sealing(_))
+    }
 }
 
 impl PartWriter {
@@ -193,6 +206,7 @@ impl PartWriter {
     /// If no part is being built.
     pub fn finish(&mut self) -> Result<()> {
         let part = self.building.pop().expect("a part was begun");
+        debug_assert!(self.building.iter().all(|later| later.snapshot > part.snapshot));
         if let Some(reason) = self.obstacle(&part) {
             let snapshot = part.snapshot;
             self.give_up(part);
@@ -207,10 +221,8 @@ impl PartWriter {
         self.waiting.push_back(Waiting {
             upto: self.stream.end(),
             finished_ns: clock::now_ns(),
-            joining: None,
-            index: None,
+            index: Index::Listed,
             reference: PartRef::default(),
-            sealing: None,
             written_bytes: part.chunk_bytes,
             abandoned: false,
             part,
@@ -289,7 +301,13 @@ impl PartWriter {
         self.stream.wants_segment()
     }
 
-    /// As [`Store::refill`](super::Store::refill), if only a segment is awaited.
+    /// Whether [`poll`](Self::poll) has something to do that the disk is not needed for.
+    #[must_use]
+    pub fn is_joining(&self) -> bool {
+        self.waiting.front().is_some_and(|front| matches!(front.index, Index::Joining(_)))
+    }
+
+    /// As [`Store::refill`](super::Store::refill), if no answer of the disk is awaited.
     #[cfg(test)]
     pub(super) fn refill(&self) {
         if self.stream.is_idle() && !self.waiting.is_empty() {
@@ -316,54 +334,51 @@ impl PartWriter {
         self.finished.retain(|written| written.snapshot != snapshot);
     }
 
-    /// Gives the disk the next index if its time has come.
+    /// Gives the disk the next index if its time has come, or puts some more of it together.
     fn start(&mut self) {
-        while let Some(front) = self.waiting.front_mut().filter(|front| front.sealing.is_none()) {
+        while let Some(front) = self.waiting.front_mut() {
             let snapshot = front.part.snapshot;
-            if front.joining.is_none() && front.index.is_none() {
-                let is_carrying = self.carried.iter().any(|carried| carried.snapshot < snapshot);
-                if front.part.is_empty() && !is_carrying && self.chain.is_none() {
-                    let waiting = self.waiting.pop_front().expect("seen above");
-                    self.report(waiting, Ok(PartRef::default()));
+            let result = match &mut front.index {
+                Index::Sealing(_) => return,
+                Index::Listed => {
+                    let is_carrying =
+                        self.carried.iter().any(|carried| carried.snapshot < snapshot);
+                    if !front.part.is_empty() || is_carrying || self.chain.is_some() {
+                        self.begin_index();
+                        continue;
+                    }
+                    Ok(PartRef::default())
+                }
+                Index::Joining(joining) => {
+                    if !joining.step() {
+                        return;
+                    }
+                    let Joining { out, crc32c, .. } = mem::take(joining);
+                    front.reference.bytes = out.len() as u64;
+                    front.reference.crc32c = crc32c;
+                    front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
+                    front.index = Index::Whole(out);
                     continue;
                 }
-                self.begin_index();
-            }
-            if !self.join_some() {
-                return;
-            }
-            let front = self.waiting.front_mut().expect("seen above");
-            match self.stream.seal(snapshot, front.upto, &mut front.index) {
-                Ok(None) => return,
-                Ok(Some(place)) => {
-                    let PartRef { segment, offset, segments, .. } = &mut front.reference;
-                    (*segment, *offset) = (place.segment.0, place.offset);
-                    if !segments.contains(segment) {
-                        segments.push(*segment);
+                Index::Whole(index) => match self.stream.seal(snapshot, front.upto, index) {
+                    Ok(None) => return,
+                    Ok(Some(place)) => {
+                        let PartRef { segment, offset, segments, .. } = &mut front.reference;
+                        (*segment, *offset) = (place.segment.0, place.offset);
+                        if !segments.contains(segment) {
+                            segments.push(*segment);
+                        }
+                        front.index = Index::Sealing(clock::now_ns());
+                        return;
                     }
-                    front.sealing = Some(clock::now_ns());
-                    return;
-                }
-                Err(error) => {
-                    let waiting = self.waiting.pop_front().expect("seen above");
-                    let (base, reason) = (waiting.part.base, error.to_string());
-                    self.report(waiting, Err(reason.clone()));
-                    self.void(base, &reason);
-                }
-            }
+                    Err(error) => Err(error.to_string()),
+                },
+            };
+            let waiting = self.waiting.pop_front().expect("seen above");
+            let (base, failed) = (waiting.part.base, result.as_ref().err().cloned());
+            self.report(waiting, result);
+            failed.into_iter().for_each(|reason| self.void(base, &reason));
         }
-    }
-
-    /// Joins some more of the index of the first part. Whether it is whole.
-    fn join_some(&mut self) -> bool {
-        let front = self.waiting.front_mut().expect("a part waits");
-        if let Some(joined) = front.joining.take_if(Joining::step) {
-            front.reference.bytes = joined.out.len() as u64;
-            front.reference.crc32c = joined.crc32c;
-            front.written_bytes += joined.out.len().next_multiple_of(BLOCK_BYTES) as u64;
-            front.index = Some(joined.out);
-        }
-        front.index.is_some()
     }
 
     /// What the index of the first part consists of. One without a base and without an index to go on
@@ -390,7 +405,7 @@ impl PartWriter {
         };
         let frames = front.part.take_index(before, carried);
         front.reference.frames = frames.count();
-        front.joining = Some(Joining::new(frames, out, BLOCK_BYTES));
+        front.index = Index::Joining(Joining::new(frames, out, BLOCK_BYTES));
     }
 
     /// The index of the first part is durable.
@@ -412,12 +427,12 @@ impl PartWriter {
     }
 
     fn report(&mut self, waiting: Waiting, result: Result<PartRef, String>) {
-        let Waiting { part, finished_ns, sealing, written_bytes, abandoned, .. } = waiting;
+        let Waiting { part, finished_ns, index, written_bytes, abandoned, .. } = waiting;
         if abandoned {
             return;
         }
         let (snapshot, now_ns) = (part.snapshot, clock::now_ns());
-        let sealing_ns = sealing.unwrap_or(now_ns);
+        let sealing_ns = if let Index::Sealing(since_ns) = index { since_ns } else { now_ns };
         let result = result.map_err(|reason| Error::Snapshot { snapshot, reason });
         let (write_ns, sync_ns) = (sealing_ns - finished_ns, now_ns - sealing_ns);
         let changed_bytes = part.changed_bytes();
@@ -431,7 +446,7 @@ impl PartWriter {
         self.planned.void = self.planned.void.max(base);
         self.failure = Some(reason.to_owned());
         for waiting in mem::take(&mut self.waiting) {
-            if waiting.sealing.is_none() && waiting.part.base <= base {
+            if !waiting.is_sealing() && waiting.part.base <= base {
                 self.report(waiting, Err(reason.to_owned()));
             } else {
                 self.waiting.push_back(waiting);

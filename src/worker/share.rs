@@ -305,7 +305,7 @@ impl Shares {
     /// Looks at what has become durable, or has not. Whether there was anything.
     pub fn poll(&mut self, tasks: &mut [Task]) -> Result<bool> {
         let done = self.parts.poll();
-        let worked = !done.is_empty();
+        let worked = !done.is_empty() || self.parts.is_joining();
         for written in done {
             let Written { snapshot, result, write_ns, sync_ns, written_bytes, changed_bytes } =
                 written;
