@@ -28,6 +28,9 @@ pub(super) const BLOCK_BYTES: usize = crate::disk::DIRECT_BYTES;
 /// No segment is made larger than this share of what is free.
 const ROOM_FACTOR: u64 = 8;
 
+/// Nor is one made smaller than this for it: a chunk fits twice.
+const SMALL_SEGMENT_BYTES: u64 = 1 << 20;
+
 /// Segments kept for use again, for each writer.
 const FREE_PER_WRITER: usize = 4;
 
@@ -174,11 +177,11 @@ impl Directory {
     /// ones would take the room in which small ones can go round.
     pub(super) fn affordable(&self, wanted: u64) -> u64 {
         let free = self.disk.free_bytes(&self.path).unwrap_or(u64::MAX);
-        let mut bytes = wanted;
-        while bytes > self.segment_bytes.0 && bytes > free / ROOM_FACTOR {
+        let (mut bytes, small) = (wanted, self.segment_bytes.0.min(SMALL_SEGMENT_BYTES));
+        while bytes > small && bytes > free / ROOM_FACTOR {
             bytes /= 2;
         }
-        bytes.max(self.segment_bytes.0)
+        bytes.max(small)
     }
 
     /// A segment with room for that many bytes, its name durable: a file that nothing needs any
