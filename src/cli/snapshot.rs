@@ -204,7 +204,13 @@ fn verify(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure
             0 => String::new(),
             bad => format!(", {bad} of them not whole"),
         };
-        summary::print(&format!("{count}{bad}{passed}, {bytes} bytes of state found whole\n"))?;
+        let gone = match verdict.report.overwritten {
+            0 => String::new(),
+            gone => format!(", {gone} more overwritten by a running job while they were read"),
+        };
+        summary::print(&format!(
+            "{count}{bad}{passed}, {bytes} bytes of state found whole{gone}\n"
+        ))?;
     }
     match &verdict.report.problems[..] {
         [] => Ok(()),

@@ -1,7 +1,7 @@
 //! Looking at a snapshot directory without taking part: no lock, no change.
 //!
 //! A running job may overwrite a snapshot while it is looked at. What seems damaged is therefore looked
-//! at again, and left out if it is another one by then.
+//! at again, and counted as overwritten if it is another one by then.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,6 +60,8 @@ pub struct Report {
     pub generation: Option<u64>,
     /// Every snapshot, oldest first, with all its bytes checked.
     pub snapshots: Vec<SnapshotInfo>,
+    /// How many more were overwritten by a running job while they were read.
+    pub overwritten: u64,
     /// Bytes of state that were read and found whole.
     pub verified_bytes: u64,
     /// Everything that is wrong, in words; empty if nothing is.
@@ -143,12 +145,15 @@ pub fn show(disk: &dyn Disk, dir: &Path, snapshot: SnapshotId) -> Result<Manifes
 /// If the directory cannot be listed or is no snapshot directory. Damage is in the report.
 pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     let mut snapshots = Vec::new();
-    let mut verified_bytes = 0;
+    let (mut verified_bytes, mut overwritten) = (0, 0);
     for mut info in list(disk, dir)? {
         if let (Some(manifest), Condition::Whole) = (&info.manifest, info.condition) {
             match read::content(disk, dir, manifest, Depth::Pages) {
                 Ok(_) => verified_bytes += manifest.state_bytes(),
-                Err(_) if !is_still_there(disk, dir, &info) => continue,
+                Err(_) if !is_still_there(disk, dir, &info) => {
+                    overwritten += 1;
+                    continue;
+                }
                 Err(error) => {
                     let is_newer = matches!(error, Error::Newer { .. });
                     info.condition = if is_newer { Condition::Newer } else { Condition::Damaged };
@@ -160,15 +165,33 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     }
     let counting = snapshots.iter().filter(|info| info.condition != Condition::PassedOver);
     let mut problems: Vec<String> = counting.filter_map(|info| info.problem.clone()).collect();
-    let mut names = disk.list(dir).map_err(Error::io("list", dir))?.into_iter();
     let none_counts = snapshots.iter().all(|info| info.condition == Condition::PassedOver);
-    if none_counts && names.any(|name| matches!(Name::of(&name), Name::Manifest(_))) {
+    let slots = if none_counts && overwritten == 0 { slots(disk, dir)? } else { Vec::new() };
+    if !slots.is_empty() && slots.iter().all(|name| info(disk, dir, name).is_none()) {
         problems.push("every manifest is empty: their bytes are lost".into());
     }
     let job = note(read_job(disk, dir), &mut problems);
-    let generation = note(read_generation(disk, dir), &mut problems).map(|found| found.generation);
+    let generation = match read_generation(disk, dir) {
+        // A job that is just being started, or was killed then, has nothing to lose yet.
+        Err(error) if is_missing(&error) && slots.is_empty() && snapshots.is_empty() => None,
+        read => note(read, &mut problems).map(|found| found.generation),
+    };
     let directory = dir.to_path_buf();
-    Ok(Report { directory, job, generation, snapshots, verified_bytes, problems })
+    Ok(Report { directory, job, generation, snapshots, overwritten, verified_bytes, problems })
+}
+
+/// The slots that there are; a moment later than now, as a job that runs may just have made its first one.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no worker waits here, and the writer is another process"
+)]
+fn slots(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
+    let mut names = disk.list(dir).map_err(Error::io("list", dir))?;
+    names.retain(|name| matches!(Name::of(name), Name::Manifest(_)));
+    if !names.is_empty() {
+        std::thread::sleep(READ_AGAIN_AFTER * READS_MAX as u32);
+    }
+    Ok(names)
 }
 
 /// Whether what was damaged has not been overwritten meanwhile.

@@ -1,5 +1,7 @@
 //! Bits flipped, files cut, files gone: detected, explained, and survived where that is possible.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use super::*;
 use crate::state::PageEntry;
 
@@ -175,6 +177,21 @@ fn check_fallback(disk: &MemoryDisk, expected: SnapshotId, file: &str) {
     let newest = opened.newest.unwrap();
     assert_eq!(newest.id(), expected);
     check_state(&mut opened.store, &newest);
+}
+
+/// Each frame and all of them are under checksums; only their number is not what the manifest says.
+#[test]
+fn a_part_of_another_number_of_frames_is_fallen_back_from() {
+    let disk = MemoryDisk::new(1);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(2);
+    let older = running.store.slots.newest().unwrap();
+    let id = running.store.next_snapshot();
+    let mut parts = running.write(id).unwrap();
+    parts[1].frames += 1;
+    running.store.commit(&running.manifest(id, parts)).unwrap();
+    drop(running);
+    check_fallback(&disk, older, "were written");
 }
 
 #[test]
@@ -355,4 +372,51 @@ fn an_unreadable_newest_snapshot_falls_back_but_a_refusal_of_the_system_does_not
     assert!(try_open(&shared(&disk), Path::new(DIR)).is_err());
     disk.set_faults(Faults::default());
     assert!(open(&disk).warnings.is_empty());
+}
+
+#[test]
+fn a_directory_that_a_job_has_just_begun_is_whole() {
+    let disk = MemoryDisk::new(1);
+    drop(open(&disk));
+    for (removed, is_whole) in [("GENERATION", true), ("JOB", false)] {
+        disk.remove(&Path::new(DIR).join(removed)).unwrap();
+        match verify(&disk, Path::new(DIR)) {
+            Ok(report) => {
+                assert_eq!((report.is_whole(), report.generation), (is_whole, None), "{report:?}");
+            }
+            Err(error) => assert!(!is_whole && error.to_string().contains("neither"), "{error}"),
+        }
+    }
+    let (disk, _) = after_snapshots(1, 1);
+    disk.remove(&Path::new(DIR).join("GENERATION")).unwrap();
+    let report = verify(&disk, Path::new(DIR)).unwrap();
+    assert!(!report.is_whole() && report.problems[0].contains("GENERATION"), "{report:?}");
+}
+
+/// It was taken for damaged when all of its snapshots were overwritten while they were read.
+#[test]
+fn a_job_that_runs_is_whole_whenever_it_is_verified() {
+    let disk = MemoryDisk::new(1);
+    let mut running = Running::start(open(&disk).store).unwrap();
+    running.snapshots(4);
+    let (looks_at, is_over) = (disk.clone(), &AtomicBool::new(false));
+    let overwritten = &AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let looker = scope.spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let report = verify(&looks_at, Path::new(DIR)).unwrap();
+                assert!(report.is_whole(), "{report:?}");
+                overwritten.fetch_add(report.overwritten, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..100_000 {
+            running.snapshot().unwrap();
+            if overwritten.load(Ordering::Relaxed) > 50 || looker.is_finished() {
+                break;
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        looker.join().expect("whole");
+    });
+    assert!(overwritten.load(Ordering::Relaxed) > 50, "nothing was seen while it was overwritten");
 }
