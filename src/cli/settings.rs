@@ -68,7 +68,7 @@ pub struct Alignment {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     align_timeout: Option<Duration>,
     /// Directory for records that wait for a barrier, or go round in a loop, and do not fit in
-    /// memory; off: senders wait instead, and only loops spill [default: inside --snapshots]
+    /// memory; off: senders wait instead, and only loops spill [default: inside --snapshots; without, nothing spills]
     #[arg(long, value_name = "DIR|off", value_parser = clap::value_parser!(PathBuf))]
     spill: Option<PathBuf>,
 }

@@ -152,9 +152,10 @@ impl<T: Record> Inbox<T> {
         Err(self.outgrown(Error::Limit {
             what: format!("what goes round in loop '{loop_name}'"),
             limit: self.setting.loop_limit.clone(),
-            remedy: "the loop makes more records than it lets out; mend its body, or give it more \
-                     memory or disk to spill to"
-                .into(),
+            remedy:
+                "if the loop makes more records than it lets out, mend its body; if not, name a \
+                     directory to spill to (--spill), or give it more memory"
+                    .into(),
         }))
     }
 
