@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use tidegate::error::Error;
 use tidegate::id::{SegmentId, SnapshotId, StateSlot};
 use tidegate::key::{Key, hash_word};
+use tidegate::record::Data;
 use tidegate::state::{
     Chunk, Drained, KeyedTable, OperatorState, PageEntry, PageSource, Place, StateWriter,
 };
@@ -352,9 +353,55 @@ fn load(keys: usize, rounds: usize) {
     report("restore paged", &mut back, base);
 }
 
-/// Word count: short byte strings against a hashbrown map of the same.
+type Word = SmallVec<[u8; 16]>;
+
+/// A table that counts words, and how long it took: per update, and per entry of a version written.
+struct Words<V: Data> {
+    table: KeyedTable<Word, V>,
+    count: fn(&mut V) -> &mut u64,
+    zero: fn() -> V,
+    updates: Vec<f64>,
+    written: Vec<f64>,
+}
+
+impl<V: Data> Words<V> {
+    fn new(zero: fn() -> V, count: fn(&mut V) -> &mut u64) -> Self {
+        let table = KeyedTable::new(0..128);
+        Self { table, count, zero, updates: Vec::new(), written: Vec::new() }
+    }
+
+    fn round(&mut self, records: &[Word], version: u64) {
+        let start = Start::now();
+        for batch in records.chunks(BATCH) {
+            let mut hashes = [0; BATCH];
+            for (hash, word) in hashes.iter_mut().zip(batch) {
+                *hash = word.key_hash();
+                self.table.prefetch(*hash);
+            }
+            for (hash, word) in hashes.iter().zip(batch) {
+                *(self.count)(self.table.upsert(*hash, word, self.zero)) += 1;
+            }
+        }
+        self.updates.push(start.elapsed_ns() / records.len() as f64);
+        let (start, mut disk) = (Start::now(), Disk::default());
+        self.table.mark(SnapshotId(version));
+        while self.table.drain(64 << 10, &mut disk).unwrap() == Drained::More {}
+        self.written.push(start.elapsed_ns() / self.table.len() as f64);
+        assert!(disk.bytes > 0);
+    }
+
+    fn check(&mut self, expected: &HashTable<(Word, u64)>) {
+        assert_eq!(self.table.len(), expected.len());
+        for (word, count) in expected {
+            let found = self.table.get_mut(word.key_hash(), word).map(self.count);
+            assert_eq!(found, Some(&mut { *count }));
+        }
+    }
+}
+
+/// Word count: short byte strings in pages and in the tables of native values, against a hashbrown map of
+/// the same; all of a table is written after each round.
 fn words(count: usize, records: usize, rounds: usize) {
-    type Word = SmallVec<[u8; 16]>;
     let words: Vec<Word> = (0..count as u64)
         .map(|i| {
             let text = format!("{:x}", hash_word(i));
@@ -364,37 +411,31 @@ fn words(count: usize, records: usize, rounds: usize) {
     let indices: Vec<u64> = (0..count as u64).collect();
     let records: Vec<Word> =
         stream(&indices, records, true).iter().map(|i| words[*i as usize].clone()).collect();
-    let mut paged = KeyedTable::<Word, u64>::new(0..128);
+    let mut paged = Words::<u64>::new(|| 0, |count| count);
+    let mut native = Words::<Vec<u64>>::new(|| vec![0], |counts| &mut counts[0]);
     let mut brown: HashTable<(Word, u64)> = HashTable::new();
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
+    let mut theirs = Vec::new();
+    for round in 1..=rounds as u64 {
         let start = Start::now();
         for word in &records {
             let entry = brown.entry(word.key_hash(), |e| e.0 == *word, |e| e.0.key_hash());
             entry.or_insert_with(|| (word.clone(), 0)).into_mut().1 += 1;
         }
         theirs.push(start.elapsed_ns() / records.len() as f64);
-        let start = Start::now();
-        for batch in records.chunks(BATCH) {
-            let mut hashes = [0; BATCH];
-            for (hash, word) in hashes.iter_mut().zip(batch) {
-                *hash = word.key_hash();
-                paged.prefetch(*hash);
-            }
-            for (hash, word) in hashes.iter().zip(batch) {
-                *paged.upsert(*hash, word, || 0) += 1;
-            }
-        }
-        ours.push(start.elapsed_ns() / records.len() as f64);
+        paged.round(&records, round);
+        native.round(&records, round);
     }
-    assert_eq!(paged.len(), brown.len());
-    for (word, count) in &brown {
-        assert_eq!(paged.get(word.key_hash(), word), Some(count));
-    }
-    println!("{} words, skewed: per update with hashing", paged.len());
+    paged.check(&brown);
+    native.check(&brown);
+    println!("{} words, skewed: per update with hashing", brown.len());
     let base = median(&mut theirs);
     report("hashbrown", &mut theirs, base);
-    report("paged, prefetched", &mut ours, base);
+    report("strings in pages, prefetched", &mut paged.updates, base);
+    report("strings to vectors, native", &mut native.updates, base);
+    println!("per entry of a version of all, written");
+    let base = median(&mut paged.written);
+    report("strings in pages", &mut paged.written, base);
+    report("strings to vectors, native", &mut native.written, base);
 }
 
 fn main() {

@@ -10,8 +10,8 @@
 //! - The pages' ranges tile the hashes of the table's key groups; entries in a page's range, and only
 //!   they, refer to it. A page is at least as deep as a key group, so it belongs to one.
 //! - Growth touches one page at a time. Doubling the directory copies 16 bytes per page, less than
-//!   a hundredth of the table; a directory per key group, the alternative, costs every update two
-//!   more dependent loads.
+//!   a hundredth of the table (2 to 3 ms where it comes to 1 GB, `perf/0004-snapshots.md`); a directory per
+//!   key group, the alternative, costs every update two more dependent loads.
 //! - A page's room belongs to the directory it stands in and to nobody else, so the page may be moved.
 //! - A page that is on disk only has entries of version [`UNLOADED`] that refer to an empty page, so
 //!   that asking the cache for it does no harm. It is never looked into.
@@ -253,7 +253,9 @@ impl<K: Key, V: Data> Directory<K, V> {
         let twice = |entry: &Entry| {
             [0, 1].map(|_| Entry { tags: entry.tags, homes: entry.homes, version: entry.version })
         };
-        self.entries = self.entries.iter().flat_map(twice).collect();
+        let mut entries = long_list(2 * self.entries.len());
+        entries.extend(self.entries.iter().flat_map(twice));
+        self.entries = entries;
         self.shift -= 1;
         self.first *= 2;
     }

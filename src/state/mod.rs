@@ -19,7 +19,9 @@
 //! | plain (numbers, arrays, structs of such without padding), or a byte string (`String`, `Vec<u8>`, `SmallVec<[u8; N]>`, any [`Key::BYTES`](crate::key::Key::BYTES)) | plain | `paged`: open-addressed pages whose memory is what goes to disk |
 //! | anything else | anything else | `native`: one hash table of native values per key group, serialised with rkyv |
 //!
-//! "Plain" is rkyv's copy optimisation, and tuples of equally wide numbers (see `plain`).
+//! "Plain" is rkyv's copy optimisation, and tuples of equally wide numbers (see `plain`). An update of native
+//! values takes five times as long, and writing one forty times (`perf/0004-snapshots.md`): a value of fixed
+//! size is worth some thought.
 //!
 //! Each is written with its [`Schema`]: how it is laid out, and the user's version of it. Pages of an
 //! older version are turned into this one's by a [`Migration`] before a record is read.
