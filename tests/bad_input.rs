@@ -219,6 +219,8 @@ fn arguments_that_contradict_each_other_are_usage_errors() {
     let same = ["--snapshots", "@d", "--spill", "@d"];
     place.iterate(&same).refused(2, &["--snapshots and --spill"]);
     place.iterate(&["--output", "@d", "--spill", "@d"]).refused(2, &["--output and --spill"]);
+    let read_only = tidegate(&["iterate", "--spill", "/sys"]);
+    read_only.refused(2, &["spill directory is /sys", "turn spilling off"]);
     place.iterate(&["--seed", "1"]).refused(2, &["--input", "--seed"]);
     tidegate(&["iterate", "--vertices", "0"]).refused(2, &["--vertices"]);
     tidegate(&["iterate", "--json"]).refused(2, &["--json", "--output DIR"]);

@@ -288,7 +288,9 @@ fn state_of_every_size_and_skew_is_right_in_every_mode() {
         let snapshots = mode != "none";
         assert_eq!(numbers["snapshots_completed"] != 0, snapshots, "{numbers}");
         assert_eq!(numbers["snapshot_bytes"].is_u64(), snapshots, "{numbers}");
-        assert_eq!(numbers["phases_us"]["capture"]["max"].is_number(), snapshots, "{numbers}");
+        for phase in ["start_delay", "alignment", "capture", "drain", "write", "sync", "commit"] {
+            assert_eq!(numbers["phases_us"][phase]["max"].is_number(), snapshots, "{numbers}");
+        }
     }
 }
 
@@ -453,7 +455,13 @@ fn snapshots_are_listed_shown_and_verified() {
     let shown = json(&tidegate(&["snapshot", "show", &directory, &id, "--json"]).succeeded());
     assert_eq!((&shown, &shown["last"]), (&newest["manifest"], &true.into()));
     let shown = tidegate(&["snapshot", "show", &directory]).succeeded().stdout;
-    assert!(String::from_utf8(shown).expect("text").contains("operator 'count': fold_final"));
+    let shown = String::from_utf8(shown).expect("text");
+    let phases =
+        ["start_delay_ns", "alignment_ns", "capture_ns", "drain_ns", "write_ns", "sync_ns"];
+    let bytes = ["changed_bytes", "written_bytes", "operator 'count': fold_final"];
+    for expected in phases.iter().chain(&bytes) {
+        assert!(shown.contains(expected), "no '{expected}' in {shown}");
+    }
     let verdict = json(&tidegate(&["snapshot", "verify", &directory, "--json"]).succeeded());
     assert_eq!(verdict["whole"], true);
     tidegate(&["snapshot", "verify", &directory, &id]).succeeded();

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use self::shelf::{Index, Shelf};
 use super::{Cursor, Drained, KeyedTable, OperatorState};
-use crate::config::KEY_BYTES_MAX;
+use crate::config::{ENTRY_BYTES_MAX, KEY_BYTES_MAX};
 use crate::guard;
 use crate::id::{KeyGroup, SnapshotId};
 use crate::key::Key;
@@ -418,4 +418,17 @@ fn a_key_above_its_limit_is_an_error_that_says_what_to_do_and_one_below_is_not()
     let Err(guard::Caught::Error(error)) = insert(KEY_BYTES_MAX + 1) else { panic!("it is taken") };
     let text = error.to_string();
     assert!(text.contains("a key of 1048577 bytes") && text.contains("shorter"), "{text}");
+}
+
+#[test]
+fn a_value_above_its_limit_fails_the_snapshot_and_says_what_to_do() {
+    let mut table = KeyedTable::<u64, Vec<u8>>::new(0..128);
+    table.insert(7.key_hash(), &7, vec![1; ENTRY_BYTES_MAX]);
+    table.mark(SnapshotId(3));
+    let error = table.drain(usize::MAX, &mut Shelf::new()).unwrap_err().to_string();
+    assert!(error.contains("at most 64 MiB can be: spread it over several keys"), "{error}");
+    table.abandon();
+    table.insert(7.key_hash(), &7, vec![1]);
+    table.mark(SnapshotId(4));
+    assert_eq!(table.drain(usize::MAX, &mut Shelf::new()).unwrap(), Drained::Done);
 }
