@@ -5,6 +5,8 @@
 //! `cargo bench --bench alignment -- slow [--rounds R]`
 //! `cargo bench --bench alignment -- stall [--rounds R]`
 //!
+//! On two workers, or so many: `--workers N`.
+//!
 //! Every run checks what it computed. Without arguments (and under `cargo test --benches`) all of
 //! them run small.
 
@@ -26,7 +28,10 @@ use tidegate::record::Collector;
 use tidegate::stream::Job;
 use tidegate::workload::paper::expected_checksum;
 
-const WORKERS: usize = 2;
+/// With one on a machine of two processors the system has one for what it does for the disk.
+fn workers() -> usize {
+    number("--workers", 2) as usize
+}
 
 /// `--name value` among the arguments.
 fn number(name: &str, default: u64) -> u64 {
@@ -37,7 +42,7 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// A job's configuration, and the directory that goes with it.
 fn config(mode: Option<Mode>, interval: Duration) -> (Config, Option<tempfile::TempDir>) {
-    let mut config = Config::workers(WORKERS);
+    let mut config = Config::workers(workers());
     let Some(mode) = mode else { return (config, None) };
     let under =
         std::env::var_os("TIDEGATE_BENCH_DIR").unwrap_or_else(|| std::env::temp_dir().into());
@@ -130,7 +135,7 @@ fn slow(rounds: u64, slow_records: u64) {
             both.key_by(|n| n % 1_000).fold("count", || 0_u64, |n, _| *n += 1).sink("sum", sink);
             let graph = job.build().expect("a job");
             let (config, _directory) = config(Some(mode), Duration::from_millis(20));
-            let hiccups = Hiccups::start(WORKERS).expect("threads");
+            let hiccups = Hiccups::start(workers()).expect("threads");
             let report = run(&graph, &config);
             let late = hiccups.stop().late_ns;
             let mut counts = vec![0_u64; 1_000];
