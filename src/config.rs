@@ -29,8 +29,14 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// Snapshots that may be under way at once: writing one overlaps aligning the next. A barrier takes a
 /// few ms through full rings, so a cadence of 1 ms takes as many; a ring has room for this many marks.
 pub const SNAPSHOTS_PENDING_MAX: usize = 6;
-/// Bytes of captured state a worker hands over between two rounds of its tasks: some 50 us.
+/// Bytes of captured state a worker hands over between two rounds of its tasks at most: 50 to 150 us.
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
+/// And at least. In between it is as long at it as its tasks were at their steps: a record that goes through
+/// several exchanges waits for a piece at each, and where there is little to do rounds are many
+/// (`perf/0004-snapshots.md`).
+pub const DRAIN_BYTES_MIN: usize = 32 << 10;
+/// What is handed over in a nanosecond.
+pub const DRAIN_BYTES_PER_NS: u64 = 2;
 /// Bytes of captured state a task may hand over while it stands at the next barrier: some 15 us.
 pub const CAPTURE_DRAIN_BYTES_MAX: usize = 64 << 10;
 /// Bytes of restored state a worker loads between two rounds of its tasks.

@@ -20,7 +20,9 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use hdrhistogram::Histogram;
 
 use crate::clock;
-use crate::config::{DISK_POLL_NS, LOAD_BYTES_MAX};
+use crate::config::{
+    DISK_POLL_NS, DRAIN_BYTES_MAX, DRAIN_BYTES_MIN, DRAIN_BYTES_PER_NS, LOAD_BYTES_MAX,
+};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::{Attempt, SnapshotId, WorkerId};
@@ -190,14 +192,16 @@ impl Worker {
         if self.obey_all(&mut worked)? {
             return Ok(Step::Stopped);
         }
-        let mut began_ns = self.timed.then(clock::now_ns);
+        let (mut began_ns, mut stepping_ns) = (self.timed.then(clock::now_ns), 0);
         for task in 0..self.tasks.len() {
             // A round takes as long as its slowest tasks: a timed alignment is not to be looked at by
             // the time of its beginning.
             let progress = self.tasks[task].step(began_ns.unwrap_or(now_ns))?;
             if let Some(began_ns) = &mut began_ns {
                 let ended_ns = clock::now_ns();
-                self.tasks[task].took(ended_ns - std::mem::replace(began_ns, ended_ns));
+                let took_ns = ended_ns - std::mem::replace(began_ns, ended_ns);
+                self.tasks[task].took(took_ns);
+                stepping_ns += took_ns;
             }
             // What the disk has done is looked for between tasks: a snapshot comes back from it twice,
             // and would wait for the rest of a round each time.
@@ -225,7 +229,10 @@ impl Worker {
             }
             worked = true;
         }
-        worked |= self.snapshot_some()?;
+        // A driver whose time is not the clock's takes as much each time.
+        let budget_bytes = if self.timed { stepping_ns * DRAIN_BYTES_PER_NS } else { u64::MAX };
+        let budget_bytes = budget_bytes.clamp(DRAIN_BYTES_MIN as u64, DRAIN_BYTES_MAX as u64);
+        worked |= self.snapshot_some(budget_bytes as usize)?;
         worked |= self.load_some()?;
         if worked {
             return Ok(Step::Worked);
@@ -328,9 +335,9 @@ impl Worker {
     }
 
     /// A piece of what is to be written; acks of what is durable.
-    fn snapshot_some(&mut self) -> Result<bool> {
+    fn snapshot_some(&mut self, budget_bytes: usize) -> Result<bool> {
         let Some(shares) = &mut self.shares else { return Ok(false) };
-        let drained = shares.drain_some(&mut self.tasks)?;
+        let drained = shares.drain_some(&mut self.tasks, budget_bytes)?;
         Ok(self.ack_some()? || drained)
     }
 

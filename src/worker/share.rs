@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::handover::Handover;
 use crate::clock;
-use crate::config::{CAPTURE_DRAIN_BYTES_MAX, DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
+use crate::config::{CAPTURE_DRAIN_BYTES_MAX, SNAPSHOTS_PENDING_MAX};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::phases::Phases;
@@ -192,9 +192,10 @@ impl Shares {
         Ok(drained == Drained::Done)
     }
 
-    /// Hands over a piece of the oldest snapshot that is being gathered. Whether anything was done.
-    pub fn drain_some(&mut self, tasks: &mut [Task]) -> Result<bool> {
-        let worked = self.drain_oldest(tasks)?;
+    /// Hands over a piece of the oldest snapshot that is being gathered, of some `budget_bytes`. Whether anything
+    /// was done.
+    pub fn drain_some(&mut self, tasks: &mut [Task], budget_bytes: usize) -> Result<bool> {
+        let worked = self.drain_oldest(tasks, budget_bytes)?;
         let is_captured = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
         let is_aligning = !self.triggered.is_empty() || !self.gathering.is_empty();
         let is_open = (self.is_large && is_aligning) || self.gathering.iter().any(is_captured);
@@ -202,13 +203,13 @@ impl Shares {
         Ok(worked)
     }
 
-    fn drain_oldest(&mut self, tasks: &mut [Task]) -> Result<bool> {
+    fn drain_oldest(&mut self, tasks: &mut [Task], most_bytes: usize) -> Result<bool> {
         let Some(oldest) = self.gathering.front() else { return Ok(false) };
         if self.parts.is_backlogged() {
             return Ok(false); // the disk has enough to do
         }
         let snapshot = oldest.snapshot;
-        let mut budget_bytes = DRAIN_BYTES_MAX;
+        let mut budget_bytes = most_bytes;
         for task in 0..self.tasks {
             let Some(oldest) = self.gathering.front().filter(|g| g.snapshot == snapshot) else {
                 return Ok(true); // it has failed
@@ -229,7 +230,7 @@ impl Shares {
             return Ok(true);
         };
         if !oldest.drained.iter().all(|&drained| drained) {
-            return Ok(budget_bytes < DRAIN_BYTES_MAX); // a task is not at the barrier yet, or logs
+            return Ok(budget_bytes < most_bytes); // a task is not at the barrier yet, or logs
         }
         self.finish(tasks)?;
         Ok(true)

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::config::DRAIN_BYTES_MAX;
 use crate::disk::MemoryDisk;
 use crate::inbox::Pulled;
 use crate::operator::{Flow, Part, Trace, Visitor};
@@ -79,7 +80,7 @@ impl Running {
 
     /// A turn of the worker; whether no other snapshot is to be triggered then.
     fn turn(&mut self) -> bool {
-        self.shares.drain_some(&mut self.tasks).unwrap();
+        self.shares.drain_some(&mut self.tasks, DRAIN_BYTES_MAX).unwrap();
         self.shares.poll(&mut self.tasks).unwrap();
         self.handover.is_open(self.shares.heard_of)
     }
