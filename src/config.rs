@@ -35,7 +35,7 @@ pub const DRAIN_BYTES_MAX: usize = 256 << 10;
 /// several exchanges waits for a piece at each, and where there is little to do rounds are many
 /// (`perf/0004-snapshots.md`).
 pub const DRAIN_BYTES_MIN: usize = 32 << 10;
-/// What is handed over in a nanosecond.
+/// Bytes that are taken to be handed over in a nanosecond.
 pub const DRAIN_BYTES_PER_NS: u64 = 2;
 /// Bytes of captured state a task may hand over while it stands at the next barrier: some 15 us.
 pub const CAPTURE_DRAIN_BYTES_MAX: usize = 64 << 10;

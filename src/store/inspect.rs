@@ -167,13 +167,14 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     let mut problems: Vec<String> = counting.filter_map(|info| info.problem.clone()).collect();
     let none_counts = snapshots.iter().all(|info| info.condition == Condition::PassedOver);
     let slots = if none_counts && overwritten == 0 { slots(disk, dir)? } else { Vec::new() };
+    let has_nothing = snapshots.is_empty() && overwritten == 0 && slots.is_empty();
     if !slots.is_empty() && slots.iter().all(|name| info(disk, dir, name).is_none()) {
         problems.push("every manifest is empty: their bytes are lost".into());
     }
     let job = note(read_job(disk, dir), &mut problems);
     let generation = match read_generation(disk, dir) {
         // A job that is just being started, or was killed then, has nothing to lose yet.
-        Err(error) if is_missing(&error) && slots.is_empty() && snapshots.is_empty() => None,
+        Err(error) if is_missing(&error) && has_nothing => None,
         read => note(read, &mut problems).map(|found| found.generation),
     };
     let directory = dir.to_path_buf();

@@ -110,7 +110,7 @@ pub struct StoreLimits {
     /// Complete snapshots kept; at least [`RETENTION_MIN`] are, whatever it says, and one more, which
     /// the next commit overwrites. As many from before a restore stay beside them until all of it was read.
     pub retention: usize,
-    /// Size of a writer's first segment file; each later one is twice as large, up to
+    /// Size of a writer's first segment file, where the disk has room; each later one is twice as large, up to
     /// `segment_bytes_max`.
     pub segment_bytes: u64,
     /// Size of the largest; only for bytes that belong together there may be a larger one.

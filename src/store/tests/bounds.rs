@@ -201,6 +201,18 @@ fn where_there_is_no_room_for_a_large_segment_a_small_one_is_taken() {
     assert!(largest.is_some_and(|bytes| bytes <= 1 << 20), "{largest:?}");
 }
 
+/// Writers asked for two files of 4 MiB each at every start, also where less was free.
+#[test]
+fn on_a_small_disk_first_segments_are_small_too() {
+    let disk = MemoryDisk::new(3);
+    disk.set_faults(Faults { capacity_bytes: Some(9 << 20), ..Faults::default() });
+    let (first, limits) = (4 << 20, StoreLimits { segment_bytes: 4 << 20, ..limits() });
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+    assert_eq!(opened.store.directory.affordable(first), 1 << 20);
+    disk.set_faults(Faults::default());
+    assert_eq!(opened.store.directory.affordable(first), first);
+}
+
 #[test]
 fn short_writes_make_no_difference() {
     let disk = MemoryDisk::new(3);
