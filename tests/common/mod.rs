@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub mod graph;
+pub mod lives;
 pub mod quiet;
 pub mod random;
 pub mod run;

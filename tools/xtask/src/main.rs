@@ -41,6 +41,24 @@ const CHECK: &[Step] = &[
         finds_tests: false,
     },
     Step {
+        name: "example collatz",
+        arguments: &["run", "--example", "collatz"],
+        environment: &[],
+        finds_tests: false,
+    },
+    Step {
+        name: "example connected_components",
+        arguments: &["run", "--example", "connected_components"],
+        environment: &[],
+        finds_tests: false,
+    },
+    Step {
+        name: "example pagerank",
+        arguments: &["run", "--example", "pagerank"],
+        environment: &[],
+        finds_tests: false,
+    },
+    Step {
         name: "documentation",
         arguments: &["doc", "--workspace", "--no-deps"],
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
@@ -87,7 +105,7 @@ const CAMPAIGN: &[Step] = &[
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  check      format, lints, tests (kill -9 forty times among them), documentation
+  check      format, lints, tests (kill -9 forty times among them), examples, documentation
   model      the model check of the ring
   ci         check, then model and a short fault campaign
   campaign   the fault campaigns at full length: hours";
