@@ -40,6 +40,16 @@ fn shortage(available: u64, resident: Option<u64>) -> Option<Error> {
     })
 }
 
+/// The error that a job has to be refused with whose state is so large, if it has to.
+pub fn too_large(state: u64, available: u64) -> Option<Error> {
+    (state > available).then(|| Error::Limit {
+        what: format!("the state of the job, {} MiB,", state >> 20),
+        limit: format!("{} MiB of memory that is available", available >> 20),
+        remedy: "run it on a machine with more memory, or end what else takes memory on this one"
+            .into(),
+    })
+}
+
 /// Memory that this process has, where the kernel says.
 fn resident_bytes() -> Option<u64> {
     let pages = read_to_string("/proc/self/statm").ok()?;
@@ -83,6 +93,15 @@ mod tests {
         let mut watch = Watch::default();
         assert!(watch.check(7).is_none() && watch.next_ns == 7 + MEMORY_CHECK_NS);
         assert!(resident_bytes().is_none_or(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn state_larger_than_memory_is_an_error_with_sizes_and_state_that_fits_is_none() {
+        assert!(too_large(900 << 20, 900 << 20).is_none());
+        let error = too_large((901 << 20) + 5, 900 << 20).unwrap();
+        let text = error.to_string();
+        assert!(text.contains("of the job, 901 MiB") && text.contains("900 MiB of mem"), "{text}");
+        assert!(!error.is_retryable());
     }
 
     #[test]

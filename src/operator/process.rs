@@ -9,6 +9,39 @@ use crate::record::{Batch, Collector, Data};
 use crate::state::KeyedTable;
 
 /// The state of the key at hand.
+///
+/// # State that expires
+/// There are no timers: what a record does depends on records and state alone, so that a replay after a
+/// restore does the same. A value that should live for a time carries the time of its last use, taken
+/// from the records, and whoever meets one that is too old begins anew. A key nobody meets again keeps
+/// its place until its value is [removed](Self::remove).
+///
+/// ```
+/// # use tidegate::{config::Config, operator::{sink::Collect, source::Items}, stream::Job};
+/// const TTL: u64 = 10;
+/// # let job = Job::new("visits");
+/// # let (sink, results) = Collect::new();
+/// # let visits = [("ann", 0_u64), ("bob", 2), ("ann", 9), ("ann", 20)];
+/// # let visits = move || visits.map(|(name, time)| (name.to_owned(), time)).into_iter();
+/// job.source("visits", Items::new("visits", visits))
+///     .key_by(|(name, _)| name.clone())
+///     // Visits in a row, and when the last one was.
+///     .process("rows", |(name, now), row, out| {
+///         if row.get().is_some_and(|(_, last)| now - last > TTL) {
+///             row.remove();
+///         }
+///         let (visits, last) = row.or_insert_with(|| (0_u64, 0));
+///         (*visits, *last) = (*visits + 1, now);
+///         out.push((name, now, *visits));
+///     })
+///     .sink("out", sink);
+/// # job.run(&Config::workers(1))?;
+/// # let mut rows = results.take();
+/// # rows.sort();
+/// # let rows: Vec<_> = rows.iter().map(|(name, now, visits)| (name.as_str(), *now, *visits)).collect();
+/// assert_eq!(rows, [("ann", 0, 1), ("ann", 9, 2), ("ann", 20, 1), ("bob", 2, 1)]);
+/// # Ok::<(), tidegate::error::Error>(())
+/// ```
 pub struct KeyState<'a, K: Key, V: Data> {
     table: &'a mut KeyedTable<K, V>,
     hash: u64,

@@ -211,14 +211,6 @@ struct Home {
 /// State that memory has no room for is refused before any of it is read.
 fn refuse_larger_than_memory(loaded: &Loaded) -> Result<()> {
     let pages = loaded.pages.iter().flat_map(|(_, _, pages)| pages);
-    let state: u64 = pages.map(|page| u64::from(page.bytes)).sum();
-    let Some(available) = memory::available_bytes().filter(|available| state > *available) else {
-        return Ok(());
-    };
-    Err(Error::Limit {
-        what: format!("the state of the job, {} MiB,", state >> 20),
-        limit: format!("{} MiB of memory that is available", available >> 20),
-        remedy: "run it on a machine with more memory, or end what else takes memory on this one"
-            .into(),
-    })
+    let state = pages.map(|page| u64::from(page.bytes)).sum();
+    memory::available_bytes().and_then(|bytes| memory::too_large(state, bytes)).map_or(Ok(()), Err)
 }
