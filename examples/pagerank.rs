@@ -115,9 +115,14 @@ pub fn check(mut found: Vec<(u64, Books)>, smallest: u64) -> std::result::Result
     for (vertex, (_, paid)) in &found {
         links(*vertex).into_iter().for_each(|to| due[to as usize] += paid);
     }
-    for ((vertex, (heard, _)), due) in found.iter().zip(due) {
+    for ((vertex, (heard, paid)), due) in found.iter().zip(due) {
         if *heard != due {
             return Err(format!("vertex {vertex} was paid {due} and heard of {heard}"));
+        }
+        let each = DAMPING.1 * links(*vertex).len() as u64;
+        let debt = (heard * DAMPING.0).checked_sub(paid * each);
+        if debt.is_none_or(|debt| debt >= each * smallest) {
+            return Err(format!("vertex {vertex} heard of {heard} and has a debt of {debt:?}"));
         }
     }
     let off =

@@ -1,5 +1,4 @@
-//! Loops, exactly once: on one worker and on two, with every kind of snapshot, with rings of one slot
-//! and of eight, killed at random snapshots and restored on another number of workers.
+//! Loops, exactly once, in every way of `common::lives`.
 //!
 //! | trap of cycles | test |
 //! |---|---|
@@ -7,8 +6,6 @@
 //! | 19 replay of the log | `trap_19_..`; `inbox::log` |
 //! | 20 end of input | `trap_20_..`; `flight` |
 //! | 21 nested and several loops | `trap_21_..`; `loops` |
-//!
-//! `TIDEGATE_SEED` sets where runs are killed.
 
 mod common;
 

@@ -2,7 +2,7 @@
 //!
 //! What it computes depends on the order of messages, so its oracle is its books: what a vertex heard
 //! is to the unit what it began with and what was paid to it. A message lost, doubled or replayed to
-//! another vertex breaks them, and so does a debt restored from another moment than the messages.
+//! another vertex breaks them; a debt restored from another moment shows once it leaves its bounds.
 
 mod common;
 #[path = "../examples/pagerank.rs"]
@@ -31,7 +31,7 @@ fn the_books_of_page_rank_balance_to_the_unit_through_kills() {
 }
 
 #[test]
-fn a_unit_too_few_and_a_vertex_too_few_are_found() {
+fn a_unit_too_few_a_vertex_too_few_and_a_debt_too_large_are_found() {
     let job = Job::new("pagerank");
     let (sink, out) = Collect::new();
     page_rank(&job, SMALLEST).sink("out", sink);
@@ -42,4 +42,6 @@ fn a_unit_too_few_and_a_vertex_too_few_are_found() {
     unpaid[7].1.0 -= 1;
     assert!(check(unpaid, SMALLEST).unwrap_err().contains("and heard of"));
     assert!(check(right[1..].to_vec(), SMALLEST).unwrap_err().contains("199 results"));
+    // The debts that are left are those of a coarser answer.
+    assert!(check(right, 1).unwrap_err().contains("has a debt of"));
 }

@@ -40,7 +40,7 @@ fn shortage(available: u64, resident: Option<u64>) -> Option<Error> {
     })
 }
 
-/// The error that a job has to be refused with whose state is so large, if it has to.
+/// The error that refuses a job whose state, in bytes, is more than the memory that is available.
 pub fn too_large(state: u64, available: u64) -> Option<Error> {
     (state > available).then(|| Error::Limit {
         what: format!("the state of the job, {} MiB,", state >> 20),

@@ -13,8 +13,8 @@ use crate::state::KeyedTable;
 /// # State that expires
 /// There are no timers: what a record does depends on records and state alone, so that a replay after a
 /// restore does the same. A value that should live for a time carries the time of its last use, taken
-/// from the records, and whoever meets one that is too old begins anew. A key nobody meets again keeps
-/// its place until its value is [removed](Self::remove).
+/// from the records, and a record that meets one that is too old begins anew. Only a record of the key
+/// can [remove](Self::remove) its value: a key that never comes again keeps its place.
 ///
 /// ```
 /// # use tidegate::{config::Config, operator::{sink::Collect, source::Items}, stream::Job};
@@ -27,11 +27,11 @@ use crate::state::KeyedTable;
 ///     .key_by(|(name, _)| name.clone())
 ///     // Visits in a row, and when the last one was.
 ///     .process("rows", |(name, now), row, out| {
-///         if row.get().is_some_and(|(_, last)| now - last > TTL) {
+///         if row.get().is_some_and(|(_, last)| now.saturating_sub(*last) > TTL) {
 ///             row.remove();
 ///         }
 ///         let (visits, last) = row.or_insert_with(|| (0_u64, 0));
-///         (*visits, *last) = (*visits + 1, now);
+///         (*visits, *last) = (*visits + 1, now.max(*last));
 ///         out.push((name, now, *visits));
 ///     })
 ///     .sink("out", sink);
