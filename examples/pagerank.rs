@@ -12,7 +12,8 @@
 //! the tolerance of the comparison with the power iteration below.
 //!
 //! That tolerance would hide a lost message. So each vertex also says what it paid, and the books must
-//! balance to the unit: what a vertex heard is what it began with and what was paid to it.
+//! balance to the unit: what a vertex heard is what it began with and what was paid to it, and its debt,
+//! what it heard and did not pay, is below the bound above.
 //!
 //! ```sh
 //! cargo run --release --example pagerank
