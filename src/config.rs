@@ -31,16 +31,19 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 pub const SNAPSHOTS_PENDING_MAX: usize = 6;
 /// Bytes of captured state a worker hands over between two rounds of its tasks at most: 50 to 150 us.
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
-/// And at least. In between it is as long at it as its tasks were at their steps: a record that goes through
-/// several exchanges waits for a piece at each, and where there is little to do rounds are many
-/// (`perf/0004-snapshots.md`).
-pub const DRAIN_BYTES_MIN: usize = 32 << 10;
-/// Bytes that are taken to be handed over in a nanosecond.
-pub const DRAIN_BYTES_PER_NS: u64 = 2;
+/// And at least: less than most pages have, so one of them.
+pub const DRAIN_BYTES_MIN: usize = 2 << 10;
+/// Bytes of state that are taken to be moved in a nanosecond, whether handed over or loaded.
+pub const PIECE_BYTES_PER_NS: u64 = 2;
+/// Once its tasks have found something to do in every round for so long, a worker moves pieces that take as
+/// long as they do, in ns.
+pub const PIECE_FULL_NS: u64 = 200_000_000;
 /// Bytes of captured state a task may hand over while it stands at the next barrier: some 15 us.
 pub const CAPTURE_DRAIN_BYTES_MAX: usize = 64 << 10;
-/// Bytes of restored state a worker loads between two rounds of its tasks.
+/// Bytes of restored state a worker loads between two rounds of its tasks at most.
 pub const LOAD_BYTES_MAX: usize = 256 << 10;
+/// And at least: each piece is a read.
+pub const LOAD_BYTES_MIN: usize = 64 << 10;
 /// How soon a worker that waits for the disk looks again, ns.
 pub const DISK_POLL_NS: u64 = 50_000;
 /// Most slots of one ring, in records. Rings are allocated whole, one per pair of tasks and edge.

@@ -12,6 +12,7 @@
 //! - A panic, wherever it comes from, does not leave [`Worker::step`]: it is told as a failure.
 
 mod handover;
+mod pace;
 mod share;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use hdrhistogram::Histogram;
 
 use crate::clock;
 use crate::config::{
-    DISK_POLL_NS, DRAIN_BYTES_MAX, DRAIN_BYTES_MIN, DRAIN_BYTES_PER_NS, LOAD_BYTES_MAX,
+    DISK_POLL_NS, DRAIN_BYTES_MAX, DRAIN_BYTES_MIN, LOAD_BYTES_MAX, LOAD_BYTES_MIN,
 };
 use crate::error::{Error, Result};
 use crate::guard;
@@ -31,6 +32,7 @@ use crate::store::PartWriter;
 use crate::task::{Progress, Task};
 
 pub use handover::Handover;
+use pace::Pace;
 pub use share::Share;
 use share::{Outcome, Shares};
 
@@ -131,6 +133,7 @@ pub struct Worker {
     events: Sender<Event>,
     measured: Measured,
     timed: bool,
+    pace: Pace,
     /// Whether restored state is still on disk only.
     loading: bool,
 }
@@ -157,6 +160,7 @@ impl Worker {
             events,
             measured: Measured { capture_ns, inputs: inbox::Measured::default() },
             timed: false,
+            pace: Pace::untimed(),
             loading: true,
         }
     }
@@ -193,6 +197,7 @@ impl Worker {
             return Ok(Step::Stopped);
         }
         let (mut began_ns, mut stepping_ns) = (self.timed.then(clock::now_ns), 0);
+        let mut rested = true;
         for task in 0..self.tasks.len() {
             // A round takes as long as its slowest tasks: a timed alignment is not to be looked at by
             // the time of its beginning.
@@ -227,14 +232,14 @@ impl Worker {
                 }
                 Progress::Finished => self.tell(Event::TaskFinished(self.attempt)),
             }
-            worked = true;
+            rested = false;
         }
-        // A driver whose time is not the clock's takes as much each time.
-        let budget_bytes = if self.timed { stepping_ns * DRAIN_BYTES_PER_NS } else { u64::MAX };
-        let budget_bytes = budget_bytes.clamp(DRAIN_BYTES_MIN as u64, DRAIN_BYTES_MAX as u64);
-        worked |= self.snapshot_some(budget_bytes as usize)?;
+        if let Some(ended_ns) = began_ns {
+            self.pace.round(ended_ns, stepping_ns, rested);
+        }
+        worked |= self.snapshot_some()?;
         worked |= self.load_some()?;
-        if worked {
+        if worked || !rested {
             return Ok(Step::Worked);
         }
         if self.shares.as_ref().is_some_and(Shares::is_writing) {
@@ -335,9 +340,10 @@ impl Worker {
     }
 
     /// A piece of what is to be written; acks of what is durable.
-    fn snapshot_some(&mut self, budget_bytes: usize) -> Result<bool> {
+    fn snapshot_some(&mut self) -> Result<bool> {
         let Some(shares) = &mut self.shares else { return Ok(false) };
-        let drained = shares.drain_some(&mut self.tasks, budget_bytes)?;
+        let piece_bytes = self.pace.piece(DRAIN_BYTES_MIN, DRAIN_BYTES_MAX);
+        let drained = shares.drain_some(&mut self.tasks, piece_bytes)?;
         Ok(self.ack_some()? || drained)
     }
 
@@ -369,7 +375,7 @@ impl Worker {
             return Ok(false);
         }
         for task in &mut self.tasks {
-            if task.load(LOAD_BYTES_MAX)? {
+            if task.load(self.pace.piece(LOAD_BYTES_MIN, LOAD_BYTES_MAX))? {
                 return Ok(true);
             }
         }
