@@ -8,8 +8,8 @@
 //! Invariants
 //! - The pages of a chunk lie one behind another at multiples of [`PAGE_ALIGN`], in the order of
 //!   [`Chunk::pages`]; between them are zeros.
-//! - A page's checksum is that of the bytes as they lie in the chunk, and is taken when they are put
-//!   there.
+//! - A page's checksum is that of the bytes as they lie in the chunk. It is taken before the chunk is handed
+//!   over, not when the page is put there: that is often on the way of a record, which waits for it.
 
 use std::io::IoSliceMut;
 
@@ -59,7 +59,7 @@ pub struct ChunkPage {
     pub at: u32,
     /// Length.
     pub bytes: u32,
-    /// Checksum of these bytes.
+    /// Checksum of these bytes, once the page is [summed up](Chunk::sum).
     pub crc32c: u32,
 }
 
@@ -83,10 +83,12 @@ pub struct Chunk {
     pub bytes: Buffer,
     /// Which they are.
     pub pages: Vec<ChunkPage>,
+    /// So many of them, the first ones, have their checksum.
+    summed: usize,
 }
 
 impl Chunk {
-    /// Appends a page.
+    /// Appends a page, which is to be [summed up](Self::sum).
     pub fn push(&mut self, id: u32, prefix: u64, depth: u32, bytes: &[u8]) {
         if self.bytes.capacity() == 0 {
             self.bytes = Buffer::with_capacity(CAPACITY_BYTES);
@@ -94,9 +96,23 @@ impl Chunk {
         self.bytes.resize(self.bytes.len().next_multiple_of(PAGE_ALIGN), 0);
         let at = u32::try_from(self.bytes.len()).expect("a chunk of less than 4 GiB");
         self.bytes.extend_from_slice(bytes);
-        let crc32c = crc32c::crc32c(&self.bytes[at as usize..]);
         let bytes = u32::try_from(bytes.len()).expect("a page of less than 4 GiB");
-        self.pages.push(ChunkPage { id, prefix, depth, at, bytes, crc32c });
+        self.pages.push(ChunkPage { id, prefix, depth, at, bytes, crc32c: 0 });
+    }
+
+    /// Takes the checksum of the first page that has none: how long it is, in bytes. `None`: all have theirs.
+    pub fn sum(&mut self) -> Option<usize> {
+        let page = self.pages.get_mut(self.summed)?;
+        self.summed += 1;
+        let bytes = page.bytes as usize;
+        page.crc32c = crc32c::crc32c(&self.bytes[page.at as usize..][..bytes]);
+        Some(bytes)
+    }
+
+    /// Whether all pages have their checksum.
+    #[must_use]
+    pub fn is_summed(&self) -> bool {
+        self.summed == self.pages.len()
     }
 
     /// Whether it should be handed on.
@@ -115,6 +131,7 @@ impl Chunk {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.pages.clear();
+        self.summed = 0;
     }
 }
 

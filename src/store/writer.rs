@@ -478,6 +478,7 @@ impl StateWriter for PartWriter {
     }
 
     fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
+        debug_assert!(chunk.is_summed(), "pages without a checksum");
         let bytes = chunk.bytes.len() as u64;
         self.appended_bytes += bytes;
         let part = self.building.last_mut().expect("a part was begun");

@@ -65,6 +65,7 @@ impl StateWriter for Shelf {
     }
 
     fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
+        assert!(chunk.is_summed(), "a page is handed over without its checksum");
         self.schema = schema;
         let mut segments = self.segments.lock().unwrap();
         let last = segments.last_key_value().filter(|last| last.1.len() < SEGMENT_BYTES);

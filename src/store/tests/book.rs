@@ -72,6 +72,7 @@ impl Book {
         for page in pages {
             chunk.push(*page, prefix(self.base + page), DEPTH, &self.pages[page]);
         }
+        while chunk.sum().is_some() {}
         let pages = chunk.pages.clone();
         let place = writer.pages(7, &mut chunk);
         assert!(chunk.is_empty() && chunk.bytes.is_empty());
