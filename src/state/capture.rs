@@ -44,7 +44,7 @@ pub(super) const UNLOADED: u32 = u32::MAX;
 const SPARE_CHUNKS_MIN: usize = 64;
 
 /// Page numbers looked at in one step that writes pages again, and entries of one step of a map.
-const ENTRIES_PER_STEP: u32 = 2048;
+const ENTRIES_PER_STEP: u32 = 512;
 
 /// What looking at a page counts that is then passed over, in bytes: so in one piece of a drain 8,192 are looked at,
 /// which takes less than a millisecond though each is somewhere in memory. (Counted as nothing it was a

@@ -10,9 +10,11 @@ use std::collections::VecDeque;
 
 use crate::disk::Buffer;
 
-/// Bytes copied in one step. A block of frames that is as long gets no more of them: none is moved while more
+/// Bytes copied in one step at most. A block of frames that is as long gets no more of them: none is moved while more
 /// come, and each goes back to the allocator by itself. Small in tests, so that small indices take steps.
 const STEP_BYTES: usize = if cfg!(test) { 512 } else { 64 << 10 };
+/// And at least: some 10 us. The index of a small snapshot takes one step.
+const STEP_BYTES_MIN: usize = if cfg!(test) { 128 } else { 16 << 10 };
 
 /// Frames in memory, in blocks.
 #[derive(Default)]
@@ -64,9 +66,9 @@ impl Joining {
         Self { rest: frames.blocks, copied: 0, out, crc32c: 0 }
     }
 
-    /// Copies the next [`STEP_BYTES`]; whether that was all.
-    pub(super) fn step(&mut self) -> bool {
-        let mut left = STEP_BYTES;
+    /// Copies the next `budget_bytes`, within bounds; whether that was all.
+    pub(super) fn step(&mut self, budget_bytes: usize) -> bool {
+        let mut left = budget_bytes.clamp(STEP_BYTES_MIN, STEP_BYTES);
         while let Some(block) = self.rest.front().filter(|_| left > 0) {
             let piece = &block[self.copied..];
             let piece = &piece[..piece.len().min(left)];
@@ -107,10 +109,13 @@ mod tests {
         assert_eq!(joined.count(), 307);
         let mut joining = Joining::new(joined, Buffer::new(), 4096);
         let capacity = joining.out.capacity();
-        let mut steps = 0;
-        while !joining.step() {
-            steps += 1;
-            assert_eq!(joining.out.len(), steps * STEP_BYTES);
+        let mut copied = 0;
+        for budget_bytes in [0, 300, 1 << 20].into_iter().cycle() {
+            if joining.step(budget_bytes) {
+                break;
+            }
+            copied += budget_bytes.clamp(STEP_BYTES_MIN, STEP_BYTES);
+            assert_eq!(joining.out.len(), copied);
         }
         assert_eq!(joining.out[..], all[..]);
         assert_eq!(joining.crc32c, crc32c::crc32c(&all));
@@ -120,7 +125,7 @@ mod tests {
     #[test]
     fn nothing_is_joined_at_once() {
         let mut joining = Joining::new(Frames::default(), Buffer::new(), 4096);
-        assert!(joining.step());
+        assert!(joining.step(0));
         assert!(joining.out.is_empty());
     }
 }

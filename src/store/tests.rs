@@ -137,11 +137,17 @@ fn append_state(writer: &mut PartWriter, id: SnapshotId, worker: usize) {
     writer.write(StateSlot::Split(worker as u32), 1, &id.0.to_le_bytes());
 }
 
+/// What a worker does in each of its rounds.
+fn poll(writer: &mut PartWriter) -> Vec<Written> {
+    writer.join(0);
+    writer.poll()
+}
+
 /// Polls until nothing is in flight.
 fn wait(writer: &mut PartWriter) -> Vec<Written> {
     let mut parts = Vec::new();
     while writer.is_waiting() {
-        parts.extend(writer.poll());
+        parts.extend(poll(writer));
         writer.refill();
         std::thread::yield_now();
     }
@@ -307,12 +313,12 @@ fn an_index_without_room_waits_for_a_segment_that_is_large_enough_and_makes_none
     writer.write(StateSlot::Task(0), 3, &[7; 2 * SEGMENT_BYTES as usize]);
     writer.finish().unwrap();
     for _ in 0..50 {
-        assert!(writer.poll().is_empty());
+        assert!(poll(writer).is_empty());
     }
     assert!(writer.is_waiting());
     assert_eq!(files(), before);
     running.store.refill(); // as large as segments are now, which is too small
-    assert!(running.writers[0].poll().is_empty());
+    assert!(poll(&mut running.writers[0]).is_empty());
     running.store.refill();
     let written = wait(&mut running.writers[0]).remove(0);
     assert!(written.result.unwrap().bytes > 2 * SEGMENT_BYTES);
@@ -336,7 +342,7 @@ fn a_large_index_is_put_together_in_small_steps() {
     let written = loop {
         polls += 1;
         writer.refill();
-        if let Some(written) = writer.poll().pop() {
+        if let Some(written) = poll(writer).pop() {
             break written;
         }
     };

@@ -301,7 +301,7 @@ impl PartWriter {
         self.stream.wants_segment()
     }
 
-    /// Whether [`poll`](Self::poll) has something to do that the disk is not needed for.
+    /// Whether [`join`](Self::join) has something to do.
     #[must_use]
     pub fn is_joining(&self) -> bool {
         self.waiting.front().is_some_and(|front| matches!(front.index, Index::Joining(_)))
@@ -334,7 +334,7 @@ impl PartWriter {
         self.finished.retain(|written| written.snapshot != snapshot);
     }
 
-    /// Gives the disk the next index if its time has come, or puts some more of it together.
+    /// Gives the disk the next index if its time has come.
     fn start(&mut self) {
         while let Some(front) = self.waiting.front_mut() {
             let snapshot = front.part.snapshot;
@@ -345,21 +345,14 @@ impl PartWriter {
                         self.carried.iter().any(|carried| carried.snapshot < snapshot);
                     if !front.part.is_empty() || is_carrying || self.chain.is_some() {
                         self.begin_index();
+                        if !self.join_some(0) {
+                            return;
+                        }
                         continue;
                     }
                     Ok(PartRef::default())
                 }
-                Index::Joining(joining) => {
-                    if !joining.step() {
-                        return;
-                    }
-                    let Joining { out, crc32c, .. } = mem::take(joining);
-                    front.reference.bytes = out.len() as u64;
-                    front.reference.crc32c = crc32c;
-                    front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
-                    front.index = Index::Whole(out);
-                    continue;
-                }
+                Index::Joining(_) => return,
                 Index::Whole(index) => match self.stream.seal(snapshot, front.upto, index) {
                     Ok(None) => return,
                     Ok(Some(place)) => {
@@ -379,6 +372,28 @@ impl PartWriter {
             self.report(waiting, result);
             failed.into_iter().for_each(|reason| self.void(base, &reason));
         }
+    }
+
+    /// Puts some more of the first index together, some `budget_bytes` of it.
+    pub fn join(&mut self, budget_bytes: usize) {
+        if self.is_joining() && self.join_some(budget_bytes) {
+            self.start();
+        }
+    }
+
+    /// Whether the first index, which is being put together, is whole.
+    fn join_some(&mut self, budget_bytes: usize) -> bool {
+        let front = self.waiting.front_mut().expect("a part waits");
+        let Index::Joining(joining) = &mut front.index else { unreachable!("it was begun") };
+        if !joining.step(budget_bytes) {
+            return false;
+        }
+        let Joining { out, crc32c, .. } = mem::take(joining);
+        front.reference.bytes = out.len() as u64;
+        front.reference.crc32c = crc32c;
+        front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
+        front.index = Index::Whole(out);
+        true
     }
 
     /// What the index of the first part consists of. One without a base and without an index to go on

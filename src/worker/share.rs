@@ -195,6 +195,7 @@ impl Shares {
     /// Hands over a piece of the oldest snapshot that is being gathered, of some `budget_bytes`. Whether anything
     /// was done.
     pub fn drain_some(&mut self, tasks: &mut [Task], budget_bytes: usize) -> Result<bool> {
+        self.parts.join(budget_bytes);
         let worked = self.drain_oldest(tasks, budget_bytes)?;
         let is_captured = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
         let is_aligning = !self.triggered.is_empty() || !self.gathering.is_empty();
