@@ -307,10 +307,10 @@ impl PartWriter {
         self.waiting.front().is_some_and(|front| matches!(front.index, Index::Joining(_)))
     }
 
-    /// As [`Store::refill`](super::Store::refill), if no answer of the disk is awaited.
+    /// As [`Store::refill`](super::Store::refill), if it is only a file that is awaited.
     #[cfg(test)]
     pub(super) fn refill(&self) {
-        if self.stream.is_idle() && !self.waiting.is_empty() {
+        if self.stream.is_idle() && !self.waiting.is_empty() && !self.is_joining() {
             self.stream.directory().refill();
         }
     }
