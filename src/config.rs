@@ -217,6 +217,9 @@ pub struct Config {
     pub idle: Idle,
     /// What runs the workers.
     pub driver: Driver,
+    /// Cores, by number, for the kernel's threads that write for the workers. Empty: the kernel puts them
+    /// somewhere, often on a worker's own core though another is idle.
+    pub disk_cores: Vec<usize>,
     /// What happens after a failure.
     pub restarts: Restarts,
 }
@@ -230,6 +233,7 @@ impl Default for Config {
             spill: Spill::default(),
             idle: Idle::default(),
             driver: Driver::default(),
+            disk_cores: Vec::new(),
             restarts: Restarts::default(),
         }
     }

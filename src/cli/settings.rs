@@ -29,6 +29,10 @@ pub struct Workers {
     /// Never give up a core: lowest latency, for a machine that has nothing else to do
     #[arg(long)]
     busy_poll: bool,
+    /// Cores for the kernel's threads that write for the workers, such as 2,3 [default: where the kernel
+    /// puts them, often a worker's own core]
+    #[arg(long, value_name = "CORES", value_delimiter = ',')]
+    disk_cores: Vec<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -125,6 +129,8 @@ impl Workers {
         let mut arguments = vec!["--parallelism".into(), config.workers.to_string()];
         arguments.extend(["--driver".into(), driver.get_name().into()]);
         arguments.extend(self.busy_poll.then(|| "--busy-poll".into()));
+        let disk_cores = self.disk_cores.iter();
+        arguments.extend(disk_cores.flat_map(|core| ["--disk-cores".into(), core.to_string()]));
         arguments
     }
 
@@ -138,6 +144,7 @@ impl Workers {
             .map(|(directory, mode)| Snapshots { mode, ..Snapshots::every(interval, directory) });
         config.spill = alignment.spill();
         config.idle.busy_poll = self.busy_poll;
+        config.disk_cores.clone_from(&self.disk_cores);
         config.driver = match self.driver {
             DriverName::Auto => Driver::Auto,
             DriverName::Glommio => Driver::Glommio,

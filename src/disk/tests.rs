@@ -332,3 +332,32 @@ fn aligned_memory_is_written_past_the_cache_and_read_back_in_pieces() {
         assert_eq!(read.read_vectored_at(&mut memory, (1 << 20) - 150).unwrap(), 150);
     });
 }
+
+/// They took a worker from its records for 50 to 250 us with every chunk, while another core was idle.
+#[test]
+fn the_kernels_threads_run_where_they_are_told_to() {
+    let mine = rustix::thread::sched_getaffinity(None).unwrap();
+    let core = (0..rustix::thread::CpuSet::MAX_CPU).rfind(|core| mine.is_set(*core)).unwrap();
+    if uring::probe().is_err() || mine.count() < 2 {
+        eprintln!("not tested: no io_uring here, or one core only");
+        return;
+    }
+    assert!(kernel_threads_to(&[core, 100_000]).is_err(), "more than a set has room for");
+    kernel_threads_to(&[core]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = UringDisk::new().create_new(&dir.path().join("a")).unwrap();
+    let mut queue = UringDisk::new().queue(1).unwrap();
+    let write = Operation::Write { file, offset: 0, buffer: vec![1; 4096].into(), sync: true };
+    assert!(queue.submit(write).is_ok());
+    drain(&mut *queue).remove(0).result.unwrap();
+    // They wait for more to do for some seconds.
+    let name = format!("Name:\tiou-wrk-{}", rustix::thread::gettid().as_raw_nonzero());
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let status =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok());
+    let threads: Vec<String> = status.filter(|status| status.starts_with(&name)).collect();
+    assert!(!threads.is_empty(), "a sync goes to a thread of the kernel");
+    for status in threads {
+        assert!(status.contains(&format!("Cpus_allowed_list:\t{core}\n")), "{status}");
+    }
+}

@@ -89,6 +89,25 @@ pub(super) fn probe() -> Result<(), String> {
     Ok(())
 }
 
+/// From now on the kernel's threads that do for the calling thread what would block it run on these cores only.
+/// They belong to the thread, not to a ring: it must be the one that will submit.
+///
+/// # Errors
+/// What the system says: io_uring is refused, or the process may not use one of these cores. Of cores that the
+/// machine has not, the system may say nothing.
+pub fn kernel_threads_to(cores: &[usize]) -> io::Result<()> {
+    // SAFETY: a set of processors is plain bits; here none is set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for core in cores {
+        if *core >= libc::CPU_SETSIZE as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the set has a bit for each number below CPU_SETSIZE.
+        unsafe { libc::CPU_SET(*core, &mut set) };
+    }
+    IoUring::new(1)?.submitter().register_iowq_aff(&set)
+}
+
 impl SystemQueue for UringQueue {
     fn with_depth(depth: usize) -> io::Result<Self> {
         assert!((1..=1024).contains(&depth), "a queue of depth {depth}");

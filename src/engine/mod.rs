@@ -173,18 +173,7 @@ pub fn run(
 ) -> Result<Report> {
     config.validate()?;
     let cores = pool::cores();
-    if config.workers > cores.len() {
-        return Err(Error::Config {
-            setting: "parallelism".into(),
-            value: config.workers.to_string(),
-            reason: format!(
-                "this machine gives the process {} core{}, and each worker needs one; use at most \
-                 that many",
-                cores.len(),
-                if cores.len() == 1 { "" } else { "s" }
-            ),
-        });
-    }
+    check_cores(config, &cores)?;
     let opened = guard::caught(|| {
         let (disk, refused) = best_disk();
         // Before anything is opened: a driver that was asked for and is refused leaves nothing behind.
@@ -221,6 +210,32 @@ pub fn run(
             }
         }
     }
+}
+
+/// Whether this process may use as many cores as there are workers, and those it is to use for the disk.
+fn check_cores(config: &Config, cores: &[CoreId]) -> Result<()> {
+    if config.workers > cores.len() {
+        return Err(Error::Config {
+            setting: "parallelism".into(),
+            value: config.workers.to_string(),
+            reason: format!(
+                "this machine gives the process {} core{}, and each worker needs one; use at most \
+                 that many",
+                cores.len(),
+                if cores.len() == 1 { "" } else { "s" }
+            ),
+        });
+    }
+    let unknown =
+        config.disk_cores.iter().find(|asked| cores.iter().all(|core| core.id != **asked));
+    unknown.map_or(Ok(()), |core| {
+        let mine: Vec<String> = cores.iter().map(|core| core.id.to_string()).collect();
+        Err(Error::Config {
+            setting: "disk cores".into(),
+            value: core.to_string(),
+            reason: format!("this process may use cores {}", mine.join(", ")),
+        })
+    })
 }
 
 /// What ended the supervisor's work, as an error.

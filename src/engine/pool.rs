@@ -28,7 +28,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use super::park::{Signal, Wait, Waiting, made_work};
 use crate::clock;
 use crate::config::{Config, Idle};
-use crate::disk::Courtesy;
+use crate::disk::{self, Courtesy};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::WorkerId;
@@ -90,7 +90,8 @@ impl Pool {
             let (mailbox, workers) = channel();
             let (teller, word) = channel();
             let signals = pool.signals.clone();
-            let seat = Seat { index, core, signals, idle: config.idle, workers, teller };
+            let (idle, disk_cores) = (config.idle, config.disk_cores.clone());
+            let seat = Seat { index, core, disk_cores, signals, idle, workers, teller };
             let handle = spawn(seat, kind)?;
             let up = word.recv();
             pool.threads.push(Thread { mailbox, word, handle });
@@ -132,6 +133,7 @@ impl Drop for Pool {
 struct Seat {
     index: usize,
     core: CoreId,
+    disk_cores: Vec<usize>,
     signals: Arc<[Signal]>,
     idle: Idle,
     workers: Receiver<Worker>,
@@ -141,6 +143,18 @@ struct Seat {
 impl Seat {
     fn signal(&self) -> &Signal {
         &self.signals[self.index]
+    }
+
+    /// Sends the kernel's threads that write for this one where they were asked to be.
+    fn send_writers_off(&self) -> Result<()> {
+        if self.disk_cores.is_empty() {
+            return Ok(());
+        }
+        disk::kernel_threads_to(&self.disk_cores).map_err(|error| Error::Config {
+            setting: "disk cores".into(),
+            value: self.disk_cores.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
+            reason: format!("io_uring refuses them: {error}"),
+        })
     }
 
     /// Steps the worker until it is to be parked for so long; `None`: it has stopped.
@@ -207,6 +221,7 @@ fn spawn(seat: Seat, kind: Kind) -> Result<JoinHandle<()>> {
 
 fn run_plain(seat: &Seat) -> Result<()> {
     core_affinity::set_for_current(seat.core);
+    seat.send_writers_off()?;
     _ = seat.signal().thread.set(std::thread::current());
     _ = seat.teller.send(Ok(()));
     while let Ok(mut worker) = seat.workers.recv() {
@@ -227,6 +242,7 @@ fn run_plain(seat: &Seat) -> Result<()> {
 fn run_glommio(seat: &Seat) -> Result<()> {
     let builder = LocalExecutorBuilder::new(Placement::Fixed(seat.core.id));
     let executor = builder.io_memory(IO_MEMORY_BYTES).make().map_err(refused)?;
+    seat.send_writers_off()?;
     _ = seat.teller.send(Ok(()));
     executor.run(async {
         while let Ok(mut worker) = seat.workers.recv() {
