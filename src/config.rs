@@ -31,7 +31,7 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(1);
 pub const SNAPSHOTS_PENDING_MAX: usize = 6;
 /// Bytes of captured state a worker hands over between two rounds of its tasks at most: 50 to 150 us.
 pub const DRAIN_BYTES_MAX: usize = 256 << 10;
-/// And at least: less than most pages have, so one of them.
+/// And at least: less than most pages have, so one of them; but 16 KiB where an index or a map is put together.
 pub const DRAIN_BYTES_MIN: usize = 2 << 10;
 /// Bytes of state that are taken to be moved in a nanosecond, whether handed over or loaded.
 pub const PIECE_BYTES_PER_NS: u64 = 2;
@@ -218,7 +218,8 @@ pub struct Config {
     /// What runs the workers.
     pub driver: Driver,
     /// Cores, by number, for the kernel's threads that write for the workers. Empty: the kernel puts them
-    /// somewhere, often on a worker's own core though another is idle.
+    /// somewhere, often on a worker's own core though another is idle. A [`Stepper`](crate::Stepper) leaves them
+    /// to its caller.
     pub disk_cores: Vec<usize>,
     /// What happens after a failure.
     pub restarts: Restarts,

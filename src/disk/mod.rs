@@ -44,7 +44,7 @@ pub use file::FileHandle;
 pub use lateness::Courtesy;
 pub use memory::{Faults, MemoryDisk};
 pub use system::SystemDisk;
-pub use uring::kernel_threads_to;
+pub use uring::place_kernel_threads;
 
 /// Direct writes begin at multiples of this in file and memory, and are so long.
 pub const DIRECT_BYTES: usize = 4096;

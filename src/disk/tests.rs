@@ -342,8 +342,8 @@ fn the_kernels_threads_run_where_they_are_told_to() {
         eprintln!("not tested: no io_uring here, or one core only");
         return;
     }
-    assert!(kernel_threads_to(&[core, 100_000]).is_err(), "more than a set has room for");
-    kernel_threads_to(&[core]).unwrap();
+    assert!(place_kernel_threads(&[core, 100_000]).is_err(), "more than a set has room for");
+    place_kernel_threads(&[core]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = UringDisk::new().create_new(&dir.path().join("a")).unwrap();
     let mut queue = UringDisk::new().queue(1).unwrap();

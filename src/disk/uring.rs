@@ -95,7 +95,7 @@ pub(super) fn probe() -> Result<(), String> {
 /// # Errors
 /// What the system says: io_uring is refused, or the process may not use one of these cores. Of cores that the
 /// machine has not, the system may say nothing.
-pub fn kernel_threads_to(cores: &[usize]) -> io::Result<()> {
+pub fn place_kernel_threads(cores: &[usize]) -> io::Result<()> {
     // SAFETY: a set of processors is plain bits; here none is set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for core in cores {

@@ -231,7 +231,7 @@ fn check_cores(config: &Config, cores: &[CoreId]) -> Result<()> {
     unknown.map_or(Ok(()), |core| {
         let mine: Vec<String> = cores.iter().map(|core| core.id.to_string()).collect();
         Err(Error::Config {
-            setting: "disk cores".into(),
+            setting: "disk core".into(),
             value: core.to_string(),
             reason: format!("this process may use cores {}", mine.join(", ")),
         })
@@ -258,6 +258,12 @@ fn start_pool(
     refused: Option<String>,
     notice: &mut dyn FnMut(Notice<'_>),
 ) -> Result<Pool> {
+    if let Some(reason) = refused.as_ref().filter(|_| !config.disk_cores.is_empty()) {
+        return Err(pool::refused_cores(
+            &config.disk_cores,
+            &format!("io_uring cannot be used: {reason}"),
+        ));
+    }
     if config.driver == Driver::Threads {
         return Pool::start(config, cores, Kind::Plain);
     }
@@ -265,6 +271,7 @@ fn start_pool(
         Some(reason) => format!("io_uring cannot be used: {reason}"),
         None => match Pool::start(config, cores, Kind::Glommio) {
             Ok(pool) => return Ok(pool),
+            Err(error @ Error::Config { .. }) => return Err(error),
             Err(error) => error.to_string(),
         },
     };

@@ -51,6 +51,15 @@ pub fn cores() -> Vec<CoreId> {
     })
 }
 
+/// The error where the kernel's threads cannot be placed on the cores that were asked for.
+pub fn refused_cores(disk_cores: &[usize], reason: &str) -> Error {
+    Error::Config {
+        setting: "disk cores".into(),
+        value: disk_cores.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
+        reason: reason.into(),
+    }
+}
+
 /// What steps a worker on its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -145,15 +154,13 @@ impl Seat {
         &self.signals[self.index]
     }
 
-    /// Sends the kernel's threads that write for this one where they were asked to be.
-    fn send_writers_off(&self) -> Result<()> {
+    /// Places the kernel's threads that write for this one where they were asked to be.
+    fn place_kernel_threads(&self) -> Result<()> {
         if self.disk_cores.is_empty() {
             return Ok(());
         }
-        disk::kernel_threads_to(&self.disk_cores).map_err(|error| Error::Config {
-            setting: "disk cores".into(),
-            value: self.disk_cores.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
-            reason: format!("io_uring refuses them: {error}"),
+        disk::place_kernel_threads(&self.disk_cores).map_err(|error| {
+            refused_cores(&self.disk_cores, &format!("io_uring refuses them: {error}"))
         })
     }
 
@@ -221,7 +228,7 @@ fn spawn(seat: Seat, kind: Kind) -> Result<JoinHandle<()>> {
 
 fn run_plain(seat: &Seat) -> Result<()> {
     core_affinity::set_for_current(seat.core);
-    seat.send_writers_off()?;
+    seat.place_kernel_threads()?;
     _ = seat.signal().thread.set(std::thread::current());
     _ = seat.teller.send(Ok(()));
     while let Ok(mut worker) = seat.workers.recv() {
@@ -242,7 +249,7 @@ fn run_plain(seat: &Seat) -> Result<()> {
 fn run_glommio(seat: &Seat) -> Result<()> {
     let builder = LocalExecutorBuilder::new(Placement::Fixed(seat.core.id));
     let executor = builder.io_memory(IO_MEMORY_BYTES).make().map_err(refused)?;
-    seat.send_writers_off()?;
+    seat.place_kernel_threads()?;
     _ = seat.teller.send(Ok(()));
     executor.run(async {
         while let Ok(mut worker) = seat.workers.recv() {
