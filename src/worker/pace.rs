@@ -17,24 +17,27 @@ const EIGHTHS: u64 = 8;
 
 /// See the module's documentation.
 pub(super) struct Pace {
-    /// When the tasks had nothing to do last, by the clock.
-    rested_ns: u64,
-    /// What their last round allows, in bytes.
+    /// Since when the tasks have found something to do in every round, by the clock; `None`: in the last they did not.
+    busy_since_ns: Option<u64>,
+    /// Bytes that their last round allows, before the bounds of a piece.
     bytes: u64,
 }
 
 impl Pace {
-    /// One for a driver whose time is not the clock's: always as much as can be.
+    /// One that allows as much as can be until it is told of a round: for good with a driver whose time is not
+    /// the clock's.
     pub(super) fn untimed() -> Self {
-        Self { rested_ns: 0, bytes: u64::MAX }
+        Self { busy_since_ns: None, bytes: u64::MAX }
     }
 
     /// The tasks took so long for a round, which ended now. `rested`: they found nothing to do.
     pub(super) fn round(&mut self, now_ns: u64, took_ns: u64, rested: bool) {
-        if rested {
-            self.rested_ns = now_ns;
-        }
-        let busy_ns = now_ns - self.rested_ns;
+        let busy_ns = if rested {
+            self.busy_since_ns = None;
+            0
+        } else {
+            now_ns - *self.busy_since_ns.get_or_insert(now_ns - took_ns)
+        };
         let eighths = (busy_ns * EIGHTHS / PIECE_FULL_NS).clamp(1, EIGHTHS);
         self.bytes = took_ns * PIECE_BYTES_PER_NS * eighths / EIGHTHS;
     }
@@ -53,18 +56,34 @@ mod tests {
 
     #[test]
     fn while_tasks_rest_pieces_are_small_and_without_rest_as_long_as_theirs() {
+        let whole = 80 * PIECE_BYTES_PER_NS as usize;
         let mut pace = Pace::untimed();
         assert_eq!(pace.piece(1, 1000), 1000, "nothing to go by");
         pace.round(100 * MS, 80, true);
-        assert_eq!(pace.piece(1, 1000), 80 * PIECE_BYTES_PER_NS as usize / 8);
-        assert_eq!((pace.piece(500, 1000), pace.piece(1, 5)), (500, 5));
-        pace.round(100 * MS + PIECE_FULL_NS / 2, 80, false);
-        assert_eq!(pace.piece(1, 1000), 80 * PIECE_BYTES_PER_NS as usize / 2);
+        assert_eq!(pace.piece(1, 1000), whole / 8);
+        assert_eq!((pace.piece(15, 1000), pace.piece(1, 5)), (whole / 8, 5));
+        assert_eq!(pace.piece(500, 1000), 500);
+        let mut round = |now_ns, rested| {
+            pace.round(now_ns, 80, rested);
+            pace.piece(1, 1000)
+        };
+        assert_eq!(round(101 * MS, false), whole / 8);
+        assert_eq!(round(101 * MS + PIECE_FULL_NS / 2, false), whole / 2);
         for later in [1, 50] {
-            pace.round(100 * MS + later * PIECE_FULL_NS, 80, false);
-            assert_eq!(pace.piece(1, 1000), 80 * PIECE_BYTES_PER_NS as usize);
+            assert_eq!(round(101 * MS + later * PIECE_FULL_NS, false), whole);
         }
-        pace.round(100 * MS + 60 * PIECE_FULL_NS, 80, true);
-        assert_eq!(pace.piece(1, 1000), 80 * PIECE_BYTES_PER_NS as usize / 8, "rested again");
+        assert_eq!(round(101 * MS + 60 * PIECE_FULL_NS, true), whole / 8, "rested again");
+    }
+
+    /// A worker that was parked, or had its first round, was taken to have had no rest all the while before.
+    #[test]
+    fn time_without_rounds_is_rest() {
+        let eighth = 800 * PIECE_BYTES_PER_NS as usize / 8;
+        let mut pace = Pace::untimed();
+        pace.round(1_000_000 * MS, 800, false);
+        assert_eq!(pace.piece(1, 10_000), eighth, "the first");
+        pace.round(1_000_001 * MS, 800, true);
+        pace.round(3_000_000 * MS, 800, false);
+        assert_eq!(pace.piece(1, 10_000), eighth, "the first after a park");
     }
 }
