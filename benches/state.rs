@@ -147,6 +147,7 @@ impl StateWriter for Disk {
     }
 
     fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
+        assert!(chunk.is_summed(), "pages without a checksum");
         let place = Place { segment: SegmentId(1), offset: self.segment.len() as u64 };
         self.chunks += 1;
         self.bytes += chunk.bytes.len();
@@ -155,7 +156,6 @@ impl StateWriter for Disk {
             self.segment.extend_from_slice(&chunk.bytes);
             self.pages.extend(chunk.pages.iter().map(|page| page.entry(place)));
         }
-        chunk.clear();
         place
     }
 

@@ -81,7 +81,7 @@ enum Phase {
     Again(u32),
     /// The map of all pages, from this page number on.
     Map(u32),
-    /// What is kept where.
+    /// All is handed over but what the ledger says at the end: which segments are kept, and how much of each.
     Closing,
 }
 
@@ -170,11 +170,11 @@ impl Capture {
             if self.phase == Phase::Closed && self.full.is_empty() {
                 return Ok(Drained::Done);
             }
-            if done >= budget_bytes {
+            if done >= budget_bytes && self.phase != Phase::Closing {
                 return Ok(Drained::More);
             }
             if let Some(chunk) = self.full.front_mut() {
-                // To take a checksum is half of what it is to copy besides.
+                // A checksum alone counts half of a copy with its checksum.
                 done += match chunk.sum() {
                     Some(bytes) => bytes / 2,
                     None => self.hand_over(schema, out),
@@ -182,7 +182,7 @@ impl Capture {
                 continue;
             }
             match self.phase {
-                Phase::Closed => {}
+                Phase::Closed => unreachable!("then nothing is left to hand over"),
                 Phase::Changed => done += self.take_changed(pages, out)?,
                 Phase::Again(from) => {
                     done += self.take_again(pages, from, budget_bytes - done, out)?;
@@ -298,10 +298,9 @@ impl Capture {
     /// Gives the first chunk away and notes where its pages lie from now on.
     fn hand_over(&mut self, schema: u32, out: &mut dyn StateWriter) -> usize {
         let mut chunk = self.full.pop_front().expect("the caller has seen it");
-        let pages = chunk.pages.clone();
         let place = out.pages(schema, &mut chunk);
-        pages.iter().for_each(|page| self.ledger.set(page.id, page.entry(place)));
-        debug_assert!(chunk.is_empty(), "a chunk that was taken is left empty");
+        chunk.pages.iter().for_each(|page| self.ledger.set(page.id, page.entry(place)));
+        chunk.clear();
         self.keep_spare(chunk);
         HAND_OVER_COST_BYTES
     }

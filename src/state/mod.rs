@@ -169,8 +169,8 @@ pub trait StateWriter {
     /// `schema`.
     fn write(&mut self, slot: StateSlot, schema: u32, bytes: &[u8]);
 
-    /// Takes the pages of `chunk`, all of them with their checksum, and leaves it empty, perhaps with other
-    /// memory. Where its first byte will lie.
+    /// Takes the pages of `chunk`, all of them with their checksum. Where its first byte will lie. It may take the
+    /// bytes with their memory and leave others, which count for nothing; it leaves the list of the pages.
     fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place;
 
     /// Whether this snapshot must list every page, because there is no earlier index to go on from

@@ -31,6 +31,9 @@ use crate::id::KeyGroup;
 use crate::key::Key;
 use crate::record::Data;
 
+/// Pages are moved once so many bytes may be: each move is of a page at least, of some KiB.
+const MOVED_BYTES_MIN: usize = 4 << 10;
+
 #[cold]
 fn key_too_long(bytes: usize) -> Error {
     Error::Limit {
@@ -47,12 +50,15 @@ pub(super) struct PagedTable<K: Key, V: Data> {
     len: usize,
     capture: Capture,
     unloaded: Option<Unloaded>,
+    /// Bytes of pages that may be moved for what was handed over since some were.
+    movable_bytes: usize,
 }
 
 impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
         let directory = Directory::new(groups.clone());
-        Self { directory, groups, len: 0, capture: Capture::default(), unloaded: None }
+        let capture = Capture::default();
+        Self { directory, groups, len: 0, capture, unloaded: None, movable_bytes: 0 }
     }
 
     /// Entries; all of them once nothing is left to load.
@@ -201,7 +207,11 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     ) -> Result<Drained, String> {
         let drained = self.capture.drain(&mut self.directory, schema, budget_bytes, out);
         if matches!(drained, Ok(Drained::More)) {
-            self.directory.move_some(Holes::Written, budget_bytes / 8);
+            self.movable_bytes += budget_bytes / 8;
+            if self.movable_bytes >= MOVED_BYTES_MIN {
+                self.directory.move_some(Holes::Written, self.movable_bytes);
+                self.movable_bytes = 0;
+            }
         }
         drained
     }

@@ -66,8 +66,9 @@ impl Joining {
         Self { rest: frames.blocks, copied: 0, out, crc32c: 0 }
     }
 
-    /// Copies the next `budget_bytes`, within bounds; whether that was all.
-    pub(super) fn step(&mut self, budget_bytes: usize) -> bool {
+    /// Copies the next `budget_bytes`, within bounds; how many that were, and whether that was all.
+    pub(super) fn step(&mut self, budget_bytes: usize) -> (usize, bool) {
+        let before = self.out.len();
         let mut left = budget_bytes.clamp(STEP_BYTES_MIN, STEP_BYTES);
         while let Some(block) = self.rest.front().filter(|_| left > 0) {
             let piece = &block[self.copied..];
@@ -81,7 +82,7 @@ impl Joining {
                 self.copied = 0;
             }
         }
-        self.rest.is_empty()
+        (self.out.len() - before, self.rest.is_empty())
     }
 }
 
@@ -111,11 +112,13 @@ mod tests {
         let capacity = joining.out.capacity();
         let mut copied = 0;
         for budget_bytes in [0, 300, 1 << 20].into_iter().cycle() {
-            if joining.step(budget_bytes) {
+            let (bytes, is_whole) = joining.step(budget_bytes);
+            copied += bytes;
+            assert_eq!(joining.out.len(), copied);
+            if is_whole {
                 break;
             }
-            copied += budget_bytes.clamp(STEP_BYTES_MIN, STEP_BYTES);
-            assert_eq!(joining.out.len(), copied);
+            assert_eq!(bytes, budget_bytes.clamp(STEP_BYTES_MIN, STEP_BYTES));
         }
         assert_eq!(joining.out[..], all[..]);
         assert_eq!(joining.crc32c, crc32c::crc32c(&all));
@@ -125,7 +128,7 @@ mod tests {
     #[test]
     fn nothing_is_joined_at_once() {
         let mut joining = Joining::new(Frames::default(), Buffer::new(), 4096);
-        assert!(joining.step(0));
+        assert_eq!(joining.step(0), (0, true));
         assert!(joining.out.is_empty());
     }
 }

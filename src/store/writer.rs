@@ -195,8 +195,8 @@ impl PartWriter {
         self.building.last_mut().expect("a part was begun")
     }
 
-    /// Ends the part begun last: what was handed over is all of it. What becomes of it comes out of
-    /// [`poll`](Self::poll).
+    /// Ends the part begun last: what was handed over is all of it. Its index has to be [joined](Self::join) then;
+    /// what becomes of it comes out of [`poll`](Self::poll).
     ///
     /// # Errors
     /// [`Error::Snapshot`]: it cannot become durable, for example because [`PARTS_MAX`] parts are on
@@ -284,7 +284,8 @@ impl PartWriter {
         self.waiting.iter().filter(|waiting| !waiting.abandoned).count() + self.finished.len()
     }
 
-    /// Whether the disk is awaited: [`poll`](Self::poll) has something to do.
+    /// Whether an index is to be [joined](Self::join) or the disk is awaited, so that [`poll`](Self::poll) has
+    /// something to do.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty() || !self.finished.is_empty() || !self.stream.is_idle()
@@ -345,7 +346,7 @@ impl PartWriter {
                         self.carried.iter().any(|carried| carried.snapshot < snapshot);
                     if !front.part.is_empty() || is_carrying || self.chain.is_some() {
                         self.begin_index();
-                        if !self.join_some(0) {
+                        if !self.join_some(0).1 {
                             return;
                         }
                         continue;
@@ -374,26 +375,32 @@ impl PartWriter {
         }
     }
 
-    /// Puts some more of the first index together, some `budget_bytes` of it.
-    pub fn join(&mut self, budget_bytes: usize) {
-        if self.is_joining() && self.join_some(budget_bytes) {
+    /// Puts some more of the first index together, some `budget_bytes` of it; how many that were.
+    pub fn join(&mut self, budget_bytes: usize) -> usize {
+        if !self.is_joining() {
+            return 0;
+        }
+        let (bytes, is_whole) = self.join_some(budget_bytes);
+        if is_whole {
             self.start();
         }
+        bytes
     }
 
-    /// Whether the first index, which is being put together, is whole.
-    fn join_some(&mut self, budget_bytes: usize) -> bool {
+    /// As [`join`](Self::join), and whether the index is whole now.
+    fn join_some(&mut self, budget_bytes: usize) -> (usize, bool) {
         let front = self.waiting.front_mut().expect("a part waits");
         let Index::Joining(joining) = &mut front.index else { unreachable!("it was begun") };
-        if !joining.step(budget_bytes) {
-            return false;
+        let (bytes, is_whole) = joining.step(budget_bytes);
+        if !is_whole {
+            return (bytes, false);
         }
         let Joining { out, crc32c, .. } = mem::take(joining);
         front.reference.bytes = out.len() as u64;
         front.reference.crc32c = crc32c;
         front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
         front.index = Index::Whole(out);
-        true
+        (bytes, true)
     }
 
     /// What the index of the first part consists of. One without a base and without an index to go on
@@ -493,7 +500,7 @@ impl StateWriter for PartWriter {
     }
 
     fn pages(&mut self, schema: u32, chunk: &mut Chunk) -> Place {
-        debug_assert!(chunk.is_summed(), "pages without a checksum");
+        assert!(chunk.is_summed(), "pages without a checksum");
         let bytes = chunk.bytes.len() as u64;
         self.appended_bytes += bytes;
         let part = self.building.last_mut().expect("a part was begun");
@@ -506,7 +513,6 @@ impl StateWriter for PartWriter {
             }
         };
         part.chunk(schema, &chunk.pages, place, bytes);
-        chunk.clear();
         place
     }
 

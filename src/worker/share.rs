@@ -49,7 +49,9 @@ struct Gathering {
     /// Tasks that have captured, and of those the ones that have handed over all.
     captured: Vec<bool>,
     drained: Vec<bool>,
-    /// Whether it took more than a step to hand over what was captured.
+    /// Bytes that the task which is handing over was given, and used up.
+    used_bytes: usize,
+    /// Whether a task had more to hand over than it may at the next barrier.
     is_large: bool,
     phases: Phases,
     first_capture_ns: u64,
@@ -171,6 +173,7 @@ impl Shares {
                 snapshot,
                 captured: vec![false; self.tasks],
                 drained: vec![false; self.tasks],
+                used_bytes: 0,
                 is_large: false,
                 phases: Phases { start_delay_ns, ..Phases::default() },
                 first_capture_ns: now_ns,
@@ -192,19 +195,24 @@ impl Shares {
         Ok(drained == Drained::Done)
     }
 
-    /// Hands over a piece of the oldest snapshot that is being gathered, of some `budget_bytes`. Whether anything
-    /// was done.
+    /// Moves a piece of some `budget_bytes` on to the disk: of the index that is being put together, and of the oldest
+    /// snapshot that is being gathered. Whether anything was done.
     pub fn drain_some(&mut self, tasks: &mut [Task], budget_bytes: usize) -> Result<bool> {
-        self.parts.join(budget_bytes);
-        let worked = self.drain_oldest(tasks, budget_bytes)?;
+        let joined_bytes = self.parts.join(budget_bytes);
+        let left_bytes = budget_bytes.saturating_sub(joined_bytes);
+        let drained = self.drain_oldest(tasks, left_bytes)?;
         let is_captured = |g: &Gathering| g.captured.iter().zip(&g.drained).any(|(c, d)| *c && !*d);
         let is_aligning = !self.triggered.is_empty() || !self.gathering.is_empty();
-        let is_open = (self.is_large && is_aligning) || self.gathering.iter().any(is_captured);
+        let is_open = (self.is_large && is_aligning)
+            || self.gathering.iter().any(|gathering| gathering.is_large && is_captured(gathering));
         self.handover.tell(self.heard_of, is_open, self.is_large);
-        Ok(worked)
+        Ok(drained || joined_bytes > 0)
     }
 
     fn drain_oldest(&mut self, tasks: &mut [Task], most_bytes: usize) -> Result<bool> {
+        if most_bytes == 0 {
+            return Ok(false);
+        }
         let Some(oldest) = self.gathering.front() else { return Ok(false) };
         if self.parts.is_backlogged() {
             return Ok(false); // the disk has enough to do
@@ -262,14 +270,20 @@ impl Shares {
     ) -> Result<Drained> {
         self.parts.begin(snapshot);
         match tasks[task].drain(budget_bytes, &mut self.parts) {
-            Ok(Drained::Done) => {
-                let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
-                at.next().expect("it is being gathered").drained[task] = true;
-                Ok(Drained::Done)
-            }
             Ok(drained) => {
                 let mut at = self.gathering.iter_mut().filter(|g| g.snapshot == snapshot);
-                at.next().expect("it is being gathered").is_large |= drained == Drained::More;
+                let gathering = at.next().expect("it is being gathered");
+                match drained {
+                    Drained::Done => {
+                        gathering.drained[task] = true;
+                        gathering.used_bytes = 0;
+                    }
+                    Drained::More => {
+                        gathering.used_bytes += budget_bytes;
+                        gathering.is_large |= gathering.used_bytes >= CAPTURE_DRAIN_BYTES_MAX;
+                    }
+                    Drained::Waiting => {}
+                }
                 Ok(drained)
             }
             Err(error) if is_of_snapshot(&error) => {
@@ -304,7 +318,7 @@ impl Shares {
         Ok(())
     }
 
-    /// Looks at what has become durable, or has not. Whether there was anything.
+    /// Looks at what has become durable, or has not. Whether there was anything, or an index is to be joined.
     pub fn poll(&mut self, tasks: &mut [Task]) -> Result<bool> {
         let done = self.parts.poll();
         let worked = !done.is_empty() || self.parts.is_joining();

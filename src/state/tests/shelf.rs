@@ -80,7 +80,6 @@ impl StateWriter for Shelf {
         self.delta.extend(chunk.pages.iter().map(|page| page.entry(place)));
         self.written_bytes += chunk.bytes.len();
         self.chunks.push(Lost { place, bytes: chunk.bytes.len() as u64 });
-        chunk.clear();
         place
     }
 

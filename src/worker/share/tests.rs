@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::config::DRAIN_BYTES_MAX;
+use crate::config::{DRAIN_BYTES_MAX, DRAIN_BYTES_MIN};
 use crate::disk::MemoryDisk;
 use crate::inbox::Pulled;
 use crate::operator::{Flow, Part, Trace, Visitor};
@@ -80,7 +80,11 @@ impl Running {
 
     /// A turn of the worker; whether no other snapshot is to be triggered then.
     fn turn(&mut self) -> bool {
-        self.shares.drain_some(&mut self.tasks, DRAIN_BYTES_MAX).unwrap();
+        self.turn_with(DRAIN_BYTES_MAX)
+    }
+
+    fn turn_with(&mut self, piece_bytes: usize) -> bool {
+        self.shares.drain_some(&mut self.tasks, piece_bytes).unwrap();
         self.shares.poll(&mut self.tasks).unwrap();
         self.handover.is_open(self.shares.heard_of)
     }
@@ -88,6 +92,10 @@ impl Running {
     /// `snapshot` is triggered and captured; what is told after the trigger and after each turn until all is
     /// handed over.
     fn snapshot(&mut self, snapshot: u64, steps: u32) -> Vec<bool> {
+        self.snapshot_in_pieces(snapshot, steps, DRAIN_BYTES_MAX)
+    }
+
+    fn snapshot_in_pieces(&mut self, snapshot: u64, steps: u32, piece_bytes: usize) -> Vec<bool> {
         self.steps.store(steps, Ordering::Relaxed);
         let snapshot = SnapshotId(snapshot);
         self.shares.triggered(snapshot, 0);
@@ -96,7 +104,7 @@ impl Running {
         while self.tasks[0].step(0).unwrap() != Progress::Due(snapshot) {}
         let captured = self.shares.capture(&mut self.tasks, 0, snapshot).unwrap();
         assert!(captured.is_some(), "{:?}", self.shares.take_outcomes());
-        told.extend((0..steps).map(|_| self.turn()));
+        told.extend((0..steps).map(|_| self.turn_with(piece_bytes)));
         told
     }
 }
@@ -114,6 +122,25 @@ fn after_a_large_snapshot_none_is_asked_for_between_a_trigger_and_the_end_of_han
     assert_eq!(worker.snapshot(3, 2), [true, true, false]);
     assert_eq!(worker.snapshot(4, 1), [true, false], "small again");
     assert_eq!(worker.snapshot(5, 1), [false, false]);
+}
+
+/// In pieces of a page every snapshot took more than one, and the next was held back though it could have been
+/// finished at the next barrier.
+#[test]
+fn a_snapshot_is_large_by_its_bytes_and_not_by_the_pieces_it_was_handed_over_in() {
+    let mut worker = Running::new();
+    worker.snapshot(1, 1);
+    let most = (CAPTURE_DRAIN_BYTES_MAX / DRAIN_BYTES_MIN) as u32;
+    let told = worker.snapshot_in_pieces(2, most, DRAIN_BYTES_MIN);
+    assert_eq!(told, vec![false; most as usize + 1]);
+    let told = worker.snapshot_in_pieces(3, most + 2, DRAIN_BYTES_MIN);
+    assert_eq!(
+        told.iter().filter(|open| **open).count(),
+        2,
+        "from the last piece that is little on"
+    );
+    assert_eq!(told.last(), Some(&false));
+    assert_eq!(worker.snapshot(4, 1), [true, false], "the one before was large");
 }
 
 #[test]
