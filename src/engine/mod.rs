@@ -291,3 +291,22 @@ fn start_pool(
 pub fn default_disk() -> (Arc<dyn Disk>, Option<String>) {
     best_disk()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The notice of a fallback came first, or advice about drivers.
+    #[test]
+    fn cores_for_the_disk_without_io_uring_are_refused_whatever_the_driver() {
+        for driver in [Driver::Auto, Driver::Glommio, Driver::Threads] {
+            let config = Config { disk_cores: vec![0], driver, ..Config::workers(1) };
+            let refused = Some("not here".to_string());
+            let told = &mut |_: Notice<'_>| panic!("a notice");
+            let error = start_pool(&config, &pool::cores(), refused, told).err().expect("an error");
+            let text = error.to_string();
+            assert!(text.contains("disk cores is 0"), "{text}");
+            assert!(text.contains("io_uring cannot be used: not here"), "{text}");
+        }
+    }
+}
