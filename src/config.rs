@@ -218,8 +218,8 @@ pub struct Config {
     /// What runs the workers.
     pub driver: Driver,
     /// Cores, by number, for the kernel's threads that write for the workers. Empty: the kernel puts them
-    /// somewhere, often on a worker's own core though another is idle. A [`Stepper`](crate::Stepper) leaves them
-    /// to its caller.
+    /// somewhere, often on a worker's own core though another is idle. A
+    /// [`Stepper`](crate::engine::stepper::Stepper) leaves them to its caller.
     pub disk_cores: Vec<usize>,
     /// What happens after a failure.
     pub restarts: Restarts,
