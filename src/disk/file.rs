@@ -46,6 +46,15 @@ impl FileHandle {
         self.direct
     }
 
+    /// Whether of several syncs at once each is told of what could not be written. Of what failed on its way
+    /// out of the page cache the system tells one sync of an open file and no other.
+    pub(crate) fn tells_each_sync(&self) -> bool {
+        match &self.backing {
+            Backing::System(_) => self.direct,
+            Backing::Memory(_) => true,
+        }
+    }
+
     /// Writes all bytes at `offset`.
     ///
     /// # Errors

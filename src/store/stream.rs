@@ -11,8 +11,10 @@
 //!
 //! Invariants
 //! - An index is written only when every write numbered below its `upto` has ended well and is synced
-//!   where it lies in another segment: an index that is durable lists durable pages.
-//! - One index at a time is with the disk.
+//!   where it lies in another segment, or is with the disk as part of an earlier index: an index that is
+//!   durable, with all before it, lists durable pages.
+//! - Several indices may be with the disk, so that a slow flush does not hold up the next one, but
+//!   they count as sealed in their order: each goes on from the one before it.
 //! - After a failed write or sync nothing that was not sealed before counts: all of it is reported as
 //!   lost, its segments are left, and what still returns from the disk is ignored.
 
@@ -28,6 +30,8 @@ use crate::error::{Error, Result};
 use crate::id::{SegmentId, SnapshotId};
 use crate::state::{CHUNK_BYTES, Lost, Place};
 
+/// Indices with the disk at once. What waits for a flush shares the next one: the kernel merges them.
+const INDICES_MAX: usize = 4;
 /// Operations with the disk at once: enough to keep a fast one busy with chunks.
 const WRITES_MAX: usize = 16;
 /// Chunks that wait for the disk may be this many bytes, then no more should be handed over.
@@ -54,6 +58,8 @@ pub(super) struct Stream {
     waiting: VecDeque<Write>,
     waiting_bytes: usize,
     in_flight: Vec<InFlight>,
+    /// Indices that are with the disk, or behind one that is, oldest first.
+    sealing: VecDeque<Sealing>,
     /// Number of the next write.
     next: u64,
     /// Writes below this one are sealed.
@@ -103,22 +109,29 @@ struct InFlight {
     what: What,
 }
 
+/// An index that seals all writes below a number.
+struct Sealing {
+    /// Its own.
+    number: u64,
+    upto: u64,
+    is_durable: bool,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Pages,
     /// Syncs a segment that was left, up to a number.
     Sync(SegmentId, u64),
-    /// Seals all below a number.
-    Index(u64),
+    Index,
 }
 
 /// What [`Stream::poll`] found.
-#[derive(Debug)]
-pub(super) enum Progress {
-    /// The index is durable.
-    Sealed,
-    /// All that was not sealed is lost.
-    Failed(String),
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// So many of the oldest indices are durable.
+    pub(super) sealed: usize,
+    /// After that something failed, for this reason: all that was not sealed is lost.
+    pub(super) failed: Option<String>,
 }
 
 impl Stream {
@@ -140,6 +153,7 @@ impl Stream {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             in_flight: Vec::with_capacity(WRITES_MAX),
+            sealing: VecDeque::with_capacity(INDICES_MAX),
             next: 0,
             sealed_below: 0,
             ignored_below: 0,
@@ -346,7 +360,7 @@ impl Stream {
         upto: u64,
         index: &mut Buffer,
     ) -> Result<Option<Place>> {
-        if self.in_flight.iter().any(|flight| matches!(flight.what, What::Index(_))) {
+        if self.sealing.len() >= self.indices_max() {
             return Ok(None);
         }
         index.resize(index.len().next_multiple_of(BLOCK_BYTES), 0);
@@ -390,11 +404,18 @@ impl Stream {
             }
         };
         let write = Operation::Write { file, offset, buffer: buffer.into(), sync: true };
-        self.start(write, self.next, What::Index(upto));
+        self.start(write, self.next, What::Index);
+        self.sealing.push_back(Sealing { number: self.next, upto, is_durable: false });
         self.sealed += 1;
         self.next += 1;
         self.submit();
         Ok(Some(place))
+    }
+
+    /// How many indices may be with the disk at once.
+    fn indices_max(&self) -> usize {
+        let alone = self.segment.as_ref().is_some_and(|segment| !segment.file.tells_each_sync());
+        if alone { 1 } else { INDICES_MAX }
     }
 
     /// Whether the segments that were left are synced as far as this, and sees to it.
@@ -417,22 +438,22 @@ impl Stream {
     }
 
     /// Looks at what the disk has done.
-    pub(super) fn poll(&mut self) -> Option<Progress> {
+    pub(super) fn poll(&mut self) -> Progress {
+        let mut progress = Progress::default();
         if self.in_flight.is_empty() {
-            return None;
+            return progress;
         }
         let mut completions = mem::take(&mut self.completions);
         self.queue.poll(&mut completions);
-        let mut progress = None;
         for completion in completions.drain(..) {
-            progress = self.complete(completion).or(progress);
+            self.complete(completion, &mut progress);
         }
         self.completions = completions;
         self.submit();
         progress
     }
 
-    fn complete(&mut self, completion: Completion) -> Option<Progress> {
+    fn complete(&mut self, completion: Completion, progress: &mut Progress) {
         let Completion { ticket, buffer, result } = completion;
         let at = self.in_flight.iter().position(|flight| flight.ticket == ticket);
         let InFlight { number, what, .. } = self.in_flight.swap_remove(at.expect("one of ours"));
@@ -443,33 +464,47 @@ impl Stream {
             if !self.in_flight.iter().any(|flight| flight.number < self.ignored_below) {
                 self.dead.clear();
             }
-            return None;
+            return;
         }
         match (result, what) {
             (Err(error), _) => {
                 let (path, disk) = (self.directory.path.clone(), &*self.directory.disk);
                 let error = super::layout::refused(disk, "write to", path, error);
-                Some(self.fail(error.to_string()))
+                progress.failed = Some(error.to_string());
+                self.fail();
             }
-            (Ok(_), What::Pages) => None,
+            (Ok(_), What::Pages) => {}
             (Ok(_), What::Sync(segment, upto)) => {
                 for left in self.left.iter_mut().filter(|left| left.segment.id == segment) {
                     (left.syncing, left.synced_below) = (false, upto);
                 }
                 self.left.retain(|left| left.needs_sync(u64::MAX));
-                None
             }
-            (Ok(_), What::Index(upto)) => {
-                self.sealed_below = upto;
-                while self.extents.pop_front_if(|(number, _)| *number < upto).is_some() {}
-                Some(Progress::Sealed)
+            (Ok(_), What::Index) => {
+                let mut sealing = self.sealing.iter_mut();
+                let index =
+                    sealing.find(|index| index.number == number).expect("it is with the disk");
+                index.is_durable = true;
+                progress.sealed += self.take_sealed();
             }
         }
     }
 
-    fn fail(&mut self, reason: String) -> Progress {
+    /// What is sealed by indices that are durable, with all before them; how many they are.
+    fn take_sealed(&mut self) -> usize {
+        let mut sealed = 0;
+        while let Some(Sealing { upto, .. }) = self.sealing.pop_front_if(|next| next.is_durable) {
+            self.sealed_below = upto;
+            while self.extents.pop_front_if(|(number, _)| *number < upto).is_some() {}
+            sealed += 1;
+        }
+        sealed
+    }
+
+    fn fail(&mut self) {
         self.ignored_below = self.next;
         self.tail = None;
+        self.sealing.clear();
         self.dead.extend(self.left.drain(..).map(|left| left.segment));
         self.dead.extend(self.segment.take());
         self.dead.iter().for_each(|segment| segment.usage.fail());
@@ -479,7 +514,6 @@ impl Stream {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.lost.extend(self.extents.drain(..).map(|(_, lost)| lost));
-        Progress::Failed(reason)
     }
 
     /// Bytes that could not be placed, as if they were.

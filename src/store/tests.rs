@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod links;
 mod places;
+mod side_by_side;
 
 use std::collections::BTreeMap;
 

@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - Per snapshot one index, submitted and polled, never waited for; in the order in which parts
-//!   are finished.
+//!   are finished. The next is put together and given to the disk while some are still with it.
 //! - An index goes on from the one before it, also if that one's snapshot was given up; the pages of a
 //!   part that was given up before it was finished are listed by a later one. So every page that a
 //!   table takes for written is found from every later index.
@@ -58,7 +58,7 @@ pub struct PartWriter {
     stream: Stream,
     /// Parts that are appended to; the one that was begun last is the last.
     building: Vec<Part>,
-    /// Finished parts, oldest first. The index of the first may be with the disk.
+    /// Finished parts, oldest first. Those whose index is with the disk come first.
     waiting: VecDeque<Waiting>,
     /// Results not handed out yet.
     finished: Vec<Written>,
@@ -73,7 +73,7 @@ pub struct PartWriter {
     failure: Option<String>,
 }
 
-/// The indices that are durable, back to the base.
+/// The indices that are durable or with the disk, back to the base.
 struct Chain {
     base: u64,
     newest: Link,
@@ -264,10 +264,10 @@ impl PartWriter {
 
     /// Parts that are durable, or failed, since the last call.
     pub fn poll(&mut self) -> Vec<Written> {
-        match self.stream.poll() {
-            None => {}
-            Some(Progress::Sealed) => self.sealed(),
-            Some(Progress::Failed(reason)) => self.fail(&reason),
+        let Progress { sealed, failed } = self.stream.poll();
+        (0..sealed).for_each(|_| self.sealed());
+        if let Some(reason) = failed {
+            self.fail(&reason);
         }
         self.start();
         mem::take(&mut self.finished)
@@ -305,7 +305,13 @@ impl PartWriter {
     /// Whether [`join`](Self::join) has something to do.
     #[must_use]
     pub fn is_joining(&self) -> bool {
-        self.waiting.front().is_some_and(|front| matches!(front.index, Index::Joining(_)))
+        let next = self.next().map(|at| &self.waiting[at].index);
+        matches!(next, Some(Index::Joining(_)))
+    }
+
+    /// The first finished part whose index the disk has not been given.
+    fn next(&self) -> Option<usize> {
+        self.waiting.iter().position(|waiting| !waiting.is_sealing())
     }
 
     /// As [`Store::refill`](super::Store::refill), if it is only a file that is awaited.
@@ -335,18 +341,19 @@ impl PartWriter {
         self.finished.retain(|written| written.snapshot != snapshot);
     }
 
-    /// Gives the disk the next index if its time has come.
+    /// Gives the disk the next indices if their time has come.
     fn start(&mut self) {
-        while let Some(front) = self.waiting.front_mut() {
-            let snapshot = front.part.snapshot;
-            let result = match &mut front.index {
-                Index::Sealing(_) => return,
+        while let Some(at) = self.next() {
+            let next = &mut self.waiting[at];
+            let snapshot = next.part.snapshot;
+            let result = match &mut next.index {
+                Index::Sealing(_) => unreachable!("the disk has not been given it"),
                 Index::Listed => {
                     let is_carrying =
                         self.carried.iter().any(|carried| carried.snapshot < snapshot);
-                    if !front.part.is_empty() || is_carrying || self.chain.is_some() {
-                        self.begin_index();
-                        if !self.join_some(0).1 {
+                    if !next.part.is_empty() || is_carrying || self.chain.is_some() {
+                        self.begin_index(at);
+                        if !self.join_some(at, 0).1 {
                             return;
                         }
                         continue;
@@ -354,33 +361,49 @@ impl PartWriter {
                     Ok(PartRef::default())
                 }
                 Index::Joining(_) => return,
-                Index::Whole(index) => match self.stream.seal(snapshot, front.upto, index) {
+                Index::Whole(index) => match self.stream.seal(snapshot, next.upto, index) {
                     Ok(None) => return,
                     Ok(Some(place)) => {
-                        let PartRef { segment, offset, segments, .. } = &mut front.reference;
+                        let PartRef { segment, offset, segments, .. } = &mut next.reference;
                         (*segment, *offset) = (place.segment.0, place.offset);
                         if !segments.contains(segment) {
                             segments.push(*segment);
                         }
-                        front.index = Index::Sealing(clock::now_ns());
-                        return;
+                        next.index = Index::Sealing(clock::now_ns());
+                        self.extend_chain(at);
+                        continue;
                     }
                     Err(error) => Err(error.to_string()),
                 },
             };
-            let waiting = self.waiting.pop_front().expect("seen above");
+            let waiting = self.waiting.remove(at).expect("seen above");
             let (base, failed) = (waiting.part.base, result.as_ref().err().cloned());
             self.report(waiting, result);
             failed.into_iter().for_each(|reason| self.void(base, &reason));
         }
     }
 
-    /// Puts some more of the first index together, some `budget_bytes` of it; how many that were.
-    pub fn join(&mut self, budget_bytes: usize) -> usize {
-        if !self.is_joining() {
-            return 0;
+    /// The next index goes on from this one, which the disk was given.
+    fn extend_chain(&mut self, at: usize) {
+        let Waiting { part, reference, .. } = &self.waiting[at];
+        let newest = Link::of(reference, part.snapshot);
+        let segment = SegmentId(newest.segment);
+        match self.chain.as_mut().filter(|_| newest.links > 0) {
+            Some(chain) => {
+                debug_assert_eq!(chain.base, part.base, "an index goes on from its own base");
+                chain.newest = newest;
+                chain.segments.insert(segment);
+            }
+            None => {
+                self.chain = Some(Chain { base: part.base, newest, segments: [segment].into() });
+            }
         }
-        let (bytes, is_whole) = self.join_some(budget_bytes);
+    }
+
+    /// Puts some more of the next index together, some `budget_bytes` of it; how many that were.
+    pub fn join(&mut self, budget_bytes: usize) -> usize {
+        let Some(at) = self.next().filter(|_| self.is_joining()) else { return 0 };
+        let (bytes, is_whole) = self.join_some(at, budget_bytes);
         if is_whole {
             self.start();
         }
@@ -388,63 +411,53 @@ impl PartWriter {
     }
 
     /// As [`join`](Self::join), and whether the index is whole now.
-    fn join_some(&mut self, budget_bytes: usize) -> (usize, bool) {
-        let front = self.waiting.front_mut().expect("a part waits");
-        let Index::Joining(joining) = &mut front.index else { unreachable!("it was begun") };
+    fn join_some(&mut self, at: usize, budget_bytes: usize) -> (usize, bool) {
+        let next = &mut self.waiting[at];
+        let Index::Joining(joining) = &mut next.index else { unreachable!("it was begun") };
         let (bytes, is_whole) = joining.step(budget_bytes);
         if !is_whole {
             return (bytes, false);
         }
         let Joining { out, crc32c, .. } = mem::take(joining);
-        front.reference.bytes = out.len() as u64;
-        front.reference.crc32c = crc32c;
-        front.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
-        front.index = Index::Whole(out);
+        next.reference.bytes = out.len() as u64;
+        next.reference.crc32c = crc32c;
+        next.written_bytes += out.len().next_multiple_of(BLOCK_BYTES) as u64;
+        next.index = Index::Whole(out);
         (bytes, true)
     }
 
-    /// What the index of the first part consists of. One without a base and without an index to go on
+    /// What the index of the next part consists of. One without a base and without an index to go on
     /// from is the first that is not empty: it lists all there is.
-    fn begin_index(&mut self) {
+    fn begin_index(&mut self, at: usize) {
         let out = self.stream.buffer();
-        let front = self.waiting.front_mut().expect("a part waits");
-        let snapshot = front.part.snapshot;
+        let next = &mut self.waiting[at];
+        let snapshot = next.part.snapshot;
         let carried = mem::take(&mut self.carried).into_iter();
         let (mut carried, later): (Vec<_>, _) = carried.partition(|c| c.snapshot < snapshot);
         self.carried = later;
         // Of two entries for the same hashes the later one counts, and parts are not given up in order.
         carried.sort_unstable_by_key(|carried| carried.snapshot);
         self.planned.entries += carried.iter().map(|carried| carried.entries).sum::<u64>();
-        let chain = self.chain.as_ref().filter(|_| !front.part.is_base);
+        let chain = self.chain.as_ref().filter(|_| !next.part.is_base);
         let before = chain.map(|chain| chain.newest);
         let links = chain.map(|chain| &chain.segments).into_iter().flatten();
-        let segments: BTreeSet<&SegmentId> = front.part.keeps.keys().chain(links).collect();
-        front.reference = PartRef {
+        let segments: BTreeSet<&SegmentId> = next.part.keeps.keys().chain(links).collect();
+        next.reference = PartRef {
             links: before.map_or(0, |before| before.links + 1),
             segments: segments.into_iter().map(|segment| segment.0).collect(),
-            page_bytes: front.part.keeps.values().sum(),
+            page_bytes: next.part.keeps.values().sum(),
             ..PartRef::default()
         };
-        let frames = front.part.take_index(before, carried);
-        front.reference.frames = frames.count();
-        front.index = Index::Joining(Joining::new(frames, out, BLOCK_BYTES));
+        let frames = next.part.take_index(before, carried);
+        next.reference.frames = frames.count();
+        next.index = Index::Joining(Joining::new(frames, out, BLOCK_BYTES));
     }
 
     /// The index of the first part is durable.
     fn sealed(&mut self) {
         self.failure = None;
         let waiting = self.waiting.pop_front().expect("the part whose index was with the disk");
-        let (reference, base) = (waiting.reference.clone(), waiting.part.base);
-        let newest = Link::of(&reference, waiting.part.snapshot);
-        let segment = SegmentId(newest.segment);
-        match self.chain.as_mut().filter(|_| newest.links > 0) {
-            Some(chain) => {
-                debug_assert_eq!(chain.base, base, "an index goes on from its own base");
-                chain.newest = newest;
-                chain.segments.insert(segment);
-            }
-            None => self.chain = Some(Chain { base, newest, segments: [segment].into() }),
-        }
+        let reference = waiting.reference.clone();
         self.report(waiting, Ok(reference));
     }
 

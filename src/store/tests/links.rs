@@ -5,13 +5,13 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::*;
 
 /// Chances that a seed decides.
-struct Random {
+pub(super) struct Random {
     seed: u64,
     drawn: u64,
 }
 
 impl Random {
-    fn below(&mut self, bound: u32) -> u32 {
+    pub(super) fn below(&mut self, bound: u32) -> u32 {
         self.drawn += 1;
         (xxh3_64_with_seed(&self.drawn.to_le_bytes(), self.seed) % u64::from(bound)) as u32
     }
@@ -19,16 +19,16 @@ impl Random {
 
 /// One worker with a table of pages, driven at random against a copy of the pages as of each committed
 /// snapshot.
-struct Run {
-    disk: MemoryDisk,
-    running: Running,
-    random: Random,
-    story: String,
-    committed: Vec<(SnapshotId, Book)>,
+pub(super) struct Run {
+    pub(super) disk: MemoryDisk,
+    pub(super) running: Running,
+    pub(super) random: Random,
+    pub(super) story: String,
+    pub(super) committed: Vec<(SnapshotId, Book)>,
     last: SnapshotId,
 }
 
-fn small(seed: u64) -> Run {
+pub(super) fn small(seed: u64) -> Run {
     let disk = MemoryDisk::new(seed);
     let limits = StoreLimits {
         retention: 2,
@@ -53,12 +53,12 @@ fn small(seed: u64) -> Run {
 
 impl Run {
     /// An id above all that were used.
-    fn next(&mut self) -> SnapshotId {
+    pub(super) fn next(&mut self) -> SnapshotId {
         self.last = self.running.store.next_snapshot().max(self.last.next());
         self.last
     }
 
-    fn change_some(&mut self, most: u32) {
+    pub(super) fn change_some(&mut self, most: u32) {
         for _ in 0..self.random.below(most + 1) {
             let page = self.random.below(60).min(self.random.below(60));
             let length = 1 + self.random.below(750) as usize;
@@ -67,7 +67,7 @@ impl Run {
         }
     }
 
-    fn begin(&mut self, id: SnapshotId) {
+    pub(super) fn begin(&mut self, id: SnapshotId) {
         let writer = &mut self.running.writers[0];
         writer.begin(id);
         writer.enter("offsets");
@@ -75,7 +75,7 @@ impl Run {
         self.running.books[0].write(writer);
     }
 
-    fn commit(&mut self, id: SnapshotId, part: PartRef, pages: Book) {
+    pub(super) fn commit(&mut self, id: SnapshotId, part: PartRef, pages: Book) {
         let manifest = self.running.manifest(id, vec![part]);
         self.running.store.commit(&manifest).unwrap();
         self.running.store.collect().unwrap();

@@ -1,0 +1,73 @@
+//! Several indices with the disk at once: they count in their order, and a crash or a failure leaves no gap.
+
+use super::links::{Run, small};
+use super::*;
+
+/// Of each acked part the snapshot is committed, as if this worker were the only one. The power fails while others
+/// are on their way, of which later ones may be on disk and earlier ones not.
+#[test]
+fn what_was_acked_is_there_after_a_crash_whatever_else_was_on_its_way() {
+    let (mut together, mut failures, mut unfinished) = (0, 0, 0);
+    for seed in 0..200 {
+        let mut run = small(seed);
+        let mut begun: Vec<(SnapshotId, Book)> = Vec::new();
+        for _ in 0..25 {
+            if run.random.below(6) == 0 {
+                let faults = Faults { sync_error: 3_000, write_error: 1_000, ..Faults::default() };
+                run.disk.set_faults(faults);
+            }
+            for _ in 0..=run.random.below(4) {
+                run.change_some(8);
+                let id = run.next();
+                run.begin(id);
+                if run.running.writers[0].finish().is_ok() {
+                    begun.push((id, run.running.books[0].clone()));
+                }
+            }
+            for _ in 0..run.random.below(8) {
+                let written = poll(&mut run.running.writers[0]);
+                together += u32::from(written.iter().filter(|w| w.result.is_ok()).count() > 1);
+                failures += u32::from(written.iter().any(|w| w.result.is_err()));
+                commit_acked(&mut run, &mut begun, written);
+            }
+            run.running.writers[0].refill();
+            run.disk.set_faults(Faults::default());
+        }
+        unfinished += run.running.writers[0].in_flight();
+        run.disk.crash();
+        check_newest(&run);
+    }
+    assert!(
+        together > 100 && failures > 50 && unfinished > 100,
+        "{together} {failures} {unfinished}"
+    );
+}
+
+fn commit_acked(run: &mut Run, begun: &mut Vec<(SnapshotId, Book)>, written: Vec<Written>) {
+    // The power is on and the control thread's own writes succeed: theirs are tested elsewhere.
+    run.disk.set_faults(Faults::default());
+    let lost = run.running.writers[0].take_lost();
+    run.running.books[0].lose(&lost);
+    for Written { snapshot, result, .. } in written {
+        let at = begun
+            .iter()
+            .position(|(id, _)| *id == snapshot)
+            .expect("it was begun, and not told of yet");
+        assert_eq!(at, 0, "{}: {snapshot} before {}", run.story, begun[0].0);
+        let (id, pages) = begun.remove(0);
+        if let Ok(part) = result {
+            run.commit(id, part, pages);
+        }
+    }
+}
+
+fn check_newest(run: &Run) {
+    let opened = Store::open_with(shared(&run.disk), Path::new(DIR), &job(), limits()).unwrap();
+    let mut store = opened.store;
+    assert!(opened.warnings.is_empty(), "{}: {:?}", run.story, opened.warnings);
+    let Some((id, pages)) = run.committed.last() else { return };
+    let newest = opened.newest.expect("one was committed");
+    assert_eq!(newest.id(), *id, "{}", run.story);
+    let loaded = store.load(&newest).unwrap_or_else(|error| panic!("{}: {error}", run.story));
+    pages.check(&loaded, &run.story);
+}
