@@ -10,7 +10,7 @@ use super::manifest::{MANIFEST_FORMAT, Manifest, to_frame};
 use super::open::{read_generation, read_pid};
 use super::slots::{Content, Kept, SLOT_BYTES, Slots};
 use super::{Skipped, Store};
-use crate::disk::{Buffer, DIRECT_BYTES, Disk, FileHandle};
+use crate::disk::{DIRECT_BYTES, Disk, FileHandle};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
 use crate::id::SnapshotId;
@@ -98,10 +98,11 @@ impl Store {
             let reason = refused(disk, "open", &path, source).to_string();
             Error::Snapshot { snapshot: id, reason }
         })?;
-        let mut aligned = Buffer::with_capacity(bytes.len().next_multiple_of(DIRECT_BYTES));
-        aligned.extend_from_slice(bytes);
-        aligned.resize(bytes.len().next_multiple_of(DIRECT_BYTES), 0);
-        let Err(source) = file.write_all_at(&aligned, 0).and_then(|()| file.sync_data()) else {
+        self.aligned.clear();
+        self.aligned.extend_from_slice(bytes);
+        self.aligned.resize(bytes.len().next_multiple_of(DIRECT_BYTES), 0);
+        let Err(source) = file.write_all_at(&self.aligned, 0).and_then(|()| file.sync_data())
+        else {
             return Ok(());
         };
         let error = refused(disk, "make durable", path, source);

@@ -83,7 +83,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{Disk, DiskLock};
+use crate::disk::{Buffer, Disk, DiskLock};
 use crate::error::Result;
 use crate::id::{SnapshotId, StateSlot};
 use crate::state::{PageEntry, PageSource};
@@ -144,6 +144,9 @@ pub struct Store {
     held: SnapshotId,
     /// Set when it is not known whether this snapshot is committed: nothing may follow.
     undecided: Option<SnapshotId>,
+    /// Memory for the manifest that overwrites a slot, kept: giving it back each time, the system interrupts every
+    /// processor that runs a worker.
+    aligned: Buffer,
     /// What the open has read of the newest snapshot, for whoever loads it.
     verified: Option<(Vec<PartRef>, chain::Content)>,
     _lock: DiskLock,
