@@ -227,7 +227,7 @@ impl<P> Coordinator<P> {
     /// `read` is how much input the sources have read so far. While it does not change, there is
     /// next to nothing new to snapshot, and one a second keeps an idle job from burning a core.
     /// `draining`: captured state is still being handed to a disk that is slower than the interval; no
-    /// other is triggered meanwhile.
+    /// other is triggered meanwhile. While none is pending nothing can be, whatever is told.
     pub fn tick(&mut self, now_ns: u64, read: u64, draining: bool) -> Vec<Action<P>> {
         let mut actions = Vec::new();
         let late = |pending: &Pending<P>| {
@@ -242,7 +242,7 @@ impl<P> Coordinator<P> {
             actions.extend(self.give_up(snapshot, reason, now_ns));
         }
         match self.phase {
-            Phase::Running if draining => {}
+            Phase::Running if draining && !self.pending.is_empty() => {}
             Phase::Running => self.trigger_if_due(now_ns, read, &mut actions),
             Phase::Last { complete, settled, not_before_ns, .. } => {
                 if self.interval_ns.is_none() {
@@ -460,6 +460,17 @@ mod tests {
         assert_eq!(actions, [commit(1, vec![0, 1], false, 10 * MS)]);
         let complete = Action::Complete { snapshot: SnapshotId(1), duration_ns: 2 * MS };
         assert_eq!(c.committed(SnapshotId(1), 12 * MS), [complete]);
+    }
+
+    #[test]
+    fn none_is_triggered_while_one_is_handed_over_and_with_none_pending_nothing_holds_it_back() {
+        let mut c = started(1, 1);
+        assert_eq!(c.tick(10 * MS, 1, true), [inject(SnapshotId(1))]);
+        assert_eq!(c.tick(20 * MS, 2, true), []);
+        assert_eq!(c.tick(20 * MS, 2, false), [inject(SnapshotId(2))]);
+        c.failed(SnapshotId(1), A, "a test".into(), 20 * MS);
+        c.failed(SnapshotId(2), A, "a test".into(), 20 * MS);
+        assert_eq!(c.tick(70 * MS, 3, true), [inject(SnapshotId(3))]);
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub(super) struct Shares {
     tasks: usize,
     /// When snapshots were triggered that no task has captured yet.
     triggered: VecDeque<(SnapshotId, u64)>,
+    /// The last that a task came to the barrier of.
+    reached: SnapshotId,
     gathering: VecDeque<Gathering>,
     writing: VecDeque<Writing>,
     aborted: BTreeSet<SnapshotId>,
@@ -89,6 +91,7 @@ impl Shares {
             parts,
             tasks,
             triggered: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
+            reached: handover.heard_of(),
             gathering: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             writing: VecDeque::with_capacity(SNAPSHOTS_PENDING_MAX),
             aborted: BTreeSet::new(),
@@ -99,10 +102,13 @@ impl Shares {
         }
     }
 
-    /// The coordinator has triggered `snapshot`.
+    /// The coordinator has triggered `snapshot`. Its barrier may have come before the word of it: another worker
+    /// heard of it first, and its records come straight to tasks here.
     pub fn triggered(&mut self, snapshot: SnapshotId, now_ns: u64) {
-        self.triggered.push_back((snapshot, now_ns));
-        self.heard_of = snapshot;
+        if snapshot > self.reached {
+            self.triggered.push_back((snapshot, now_ns));
+        }
+        self.heard_of = self.heard_of.max(snapshot);
         if self.tasks == 0 {
             // Nothing will come to the barrier; an empty part is this worker's share.
             self.gather(snapshot, clock::now_ns());
@@ -145,6 +151,7 @@ impl Shares {
         snapshot: SnapshotId,
     ) -> Result<Option<u64>> {
         let began_ns = clock::now_ns();
+        self.reached = self.reached.max(snapshot);
         if !self.finish_draining(tasks, task)? {
             let reason = "the snapshot before is still being written; ask for fewer, or use a \
                           faster disk";

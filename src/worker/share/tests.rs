@@ -143,6 +143,30 @@ fn a_snapshot_is_large_by_its_bytes_and_not_by_the_pieces_it_was_handed_over_in(
     assert_eq!(worker.snapshot(4, 1), [true, false], "the one before was large");
 }
 
+/// The thread that triggers told one worker, and lost its processor before it told the next. The barrier was faster
+/// there, so that the trigger was waited for to be captured, which it had been: none was triggered ever again.
+#[test]
+fn a_barrier_that_comes_before_the_word_of_it_is_not_waited_for_again() {
+    let mut worker = Running::new();
+    worker.snapshot(1, 2);
+    for (snapshot, fails) in [(2, false), (3, true), (4, false)] {
+        let snapshot = SnapshotId(snapshot);
+        worker.steps.store(3, Ordering::Relaxed);
+        worker.tasks[0].inject(snapshot, false, 0);
+        while worker.tasks[0].step(0).unwrap() != Progress::Due(snapshot) {}
+        if fails {
+            worker.shares.fail(&mut worker.tasks, snapshot, "a test".into()).unwrap();
+        }
+        let captured = worker.shares.capture(&mut worker.tasks, 0, snapshot).unwrap();
+        assert_eq!(captured.is_none(), fails, "{:?}", worker.shares.take_outcomes());
+        worker.shares.triggered(snapshot, 0);
+        let open = (0..4).filter(|_| worker.turn()).count();
+        assert_eq!(open, if fails { 0 } else { 2 }, "{snapshot}");
+        assert!(!worker.turn(), "{snapshot} is waited for");
+    }
+    assert_eq!(worker.snapshot(5, 1), [true, false]);
+}
+
 #[test]
 fn a_large_snapshot_that_is_given_up_before_it_is_captured_is_not_waited_for() {
     let mut worker = Running::new();
