@@ -22,9 +22,9 @@ pub struct Phases {
     pub capture_ns: u64,
     /// From the last capture to the last byte handed to the disk.
     pub drain_ns: u64,
-    /// From there until the bytes are written.
+    /// From there until the bytes are written and the disk was given what lists them.
     pub write_ns: u64,
-    /// From there until they are durable.
+    /// From there until they are durable, and those of all snapshots before.
     pub sync_ns: u64,
     /// From the last ack to the durable manifest.
     pub commit_ns: u64,

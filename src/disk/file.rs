@@ -47,8 +47,9 @@ impl FileHandle {
     }
 
     /// Whether of several syncs at once each is told of what could not be written. Of what failed on its way
-    /// out of the page cache the system tells one sync of an open file and no other.
-    pub(crate) fn tells_each_sync(&self) -> bool {
+    /// out of the page cache the system tells one sync of an open file and no other. In memory a sync
+    /// that fails has ended before the next one begins.
+    pub(crate) fn reports_to_every_sync(&self) -> bool {
         match &self.backing {
             Backing::System(_) => self.direct,
             Backing::Memory(_) => true,

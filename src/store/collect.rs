@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 
 use super::Store;
 use super::layout::{manifest_name, refused, segment_name};
-use super::segment::Known;
+use super::segment::{Free, Known};
 use super::slots::Kept;
 use crate::error::Result;
 use crate::id::{SegmentId, SnapshotId};
@@ -25,11 +25,12 @@ impl Store {
             return Ok(0);
         }
         let (mut removed, mut result) = (self.remove_slots_beyond_retention()?, Ok(()));
-        for (segment, bytes) in self.unneeded() {
+        for (segment, reusable) in self.unneeded() {
             let mut table = self.directory.table();
-            if let Some(bytes) = bytes.filter(|bytes| table.keeps_free(*bytes)) {
+            let keeps = |free: &Free| table.keeps_free(free.capacity_bytes);
+            if let Some(free) = reusable.filter(keeps) {
                 table.segments.remove(&segment);
-                table.free.push((segment, bytes));
+                table.free.push(free);
                 continue;
             }
             drop(table);
@@ -79,14 +80,19 @@ impl Store {
         }
     }
 
-    fn unneeded(&self) -> Vec<(SegmentId, Option<u64>)> {
+    /// Segments that nothing needs, and whether their files may be used again.
+    fn unneeded(&self) -> Vec<(SegmentId, Option<Free>)> {
         let committed = self.slots.newest().unwrap_or(SnapshotId(0));
         let table = self.directory.table();
         let unneeded = table.segments.iter().filter(|(_, known)| {
             known.manifests == 0 && !known.pinned && known.usage.is_released(committed)
         });
-        let reusable = |known: &Known| known.usage.is_sound().then_some(known.capacity_bytes);
-        unneeded.map(|(segment, known)| (*segment, reusable(known))).collect()
+        let reusable = |segment, known: &Known| {
+            let (capacity_bytes, written_bytes) =
+                (known.capacity_bytes, known.usage.written_bytes());
+            known.usage.is_sound().then_some(Free { segment, capacity_bytes, written_bytes })
+        };
+        unneeded.map(|(segment, known)| (*segment, reusable(*segment, known))).collect()
     }
 
     fn remove(&self, name: &str) -> Result<()> {

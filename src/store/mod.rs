@@ -29,8 +29,8 @@
 //! that retention does not ask for, and fdatasync follows: **that is the decision** (`commit`; the
 //! first manifests, as long as there is none to overwrite, are renamed into place). Case by case,
 //! a crash
-//! - before a part is durable leaves bytes that nothing names: an index is named by a manifest, or by
-//!   a later index, only when it was durable with all that it lists before these were written;
+//! - before a part is durable leaves bytes that no manifest names, not through a later index either: a part is
+//!   acked only when its index and all that it goes on from are durable, with all that they list;
 //! - while the manifest is being written leaves n-1 newest and a slot that is torn, or n; n names only
 //!   what is durable. The slot held a manifest beyond retention, and no segment that only it
 //!   named is used again before the overwrite was synced;

@@ -61,9 +61,19 @@ pub(super) struct Directory {
 #[derive(Default)]
 pub(super) struct Table {
     pub(super) segments: BTreeMap<SegmentId, Known>,
-    /// Files that nothing needs, to be used again, with their lengths.
-    pub(super) free: Vec<(SegmentId, u64)>,
+    /// Files that nothing needs, to be used again.
+    pub(super) free: Vec<Free>,
     pub(super) writers: Vec<Weak<Spare>>,
+}
+
+/// A file that nothing needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    pub(super) segment: SegmentId,
+    /// Its length.
+    pub(super) capacity_bytes: u64,
+    /// As far as this process has written it.
+    pub(super) written_bytes: u64,
 }
 
 /// What the store knows of a segment.
@@ -85,6 +95,8 @@ pub(super) struct Usage {
     live: AtomicBool,
     /// Highest snapshot that something was written for; 0 for none of this process.
     last_snapshot: AtomicU64,
+    /// How far the file is written, once it is closed; 0 for one of an earlier process.
+    written_bytes: AtomicU64,
     /// A write to it, or its sync, has failed.
     failed: AtomicBool,
 }
@@ -101,8 +113,15 @@ impl Usage {
         self.failed.store(true, Ordering::Release);
     }
 
-    fn close(&self) {
+    fn close(&self, written_bytes: u64) {
+        self.written_bytes.store(written_bytes, Ordering::Relaxed);
+        // Release pairs with `is_released`: who sees it closed sees how far it is written.
         self.live.store(false, Ordering::Release);
+    }
+
+    /// How far the file is written, as far as is known; to be asked once it is released.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether no writer and no snapshot above `committed` needs it.
@@ -153,6 +172,9 @@ pub(super) struct Segment {
     /// Where the next bytes go: a multiple of the block.
     pub(super) next: u64,
     pub(super) capacity_bytes: u64,
+    /// Blocks below this were written, and synced, before the file served as this segment: writing them changes
+    /// nothing that the file system notes of the file but its times.
+    pub(super) written_bytes: u64,
     pub(super) usage: Arc<Usage>,
 }
 
@@ -160,11 +182,16 @@ impl Segment {
     pub(super) fn has_room_for(&self, bytes: u64) -> bool {
         self.next + bytes <= self.capacity_bytes
     }
+
+    /// Whether the next `bytes` go where something was written before.
+    pub(super) fn overwrites(&self, bytes: u64) -> bool {
+        self.next + bytes <= self.written_bytes
+    }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        self.usage.close();
+        self.usage.close(self.next.max(self.written_bytes));
     }
 }
 
@@ -194,7 +221,7 @@ impl Directory {
         let old = {
             let mut table = self.table();
             let old = table.take_free(bytes);
-            let capacity_bytes = old.map_or(bytes, |(_, length)| length);
+            let capacity_bytes = old.map_or(bytes, |old| old.capacity_bytes);
             // Known before it exists, so that a half-made segment is collected like any other.
             let known = Known { usage: usage.clone(), capacity_bytes, ..Known::default() };
             table.segments.insert(id, known);
@@ -203,7 +230,11 @@ impl Directory {
         let mut made = false;
         let mut create = || {
             match old {
-                Some((old, _)) => self.disk.rename(&self.path.join(segment_name(old)), &path)?,
+                Some(old) => {
+                    self.disk.rename(&self.path.join(segment_name(old.segment)), &path)?;
+                    // What was written last may have been synced by nobody.
+                    self.disk.open(&path)?.sync_data()?;
+                }
                 None => {
                     let file = self.disk.create_new(&path)?;
                     made = true;
@@ -214,11 +245,12 @@ impl Directory {
             self.disk.sync_dir(&self.path)?;
             self.disk.open_direct(&path)
         };
-        let capacity_bytes = old.map_or(bytes, |(_, length)| length);
+        let capacity_bytes = old.map_or(bytes, |old| old.capacity_bytes);
+        let written_bytes = old.map_or(0, |old| old.written_bytes);
         match create() {
-            Ok(file) => Ok(Segment { id, file, next: 0, capacity_bytes, usage }),
+            Ok(file) => Ok(Segment { id, file, next: 0, capacity_bytes, written_bytes, usage }),
             Err(source) => {
-                usage.close();
+                usage.close(0);
                 // What there is of it may take the room that a smaller one needs. If it cannot be removed
                 // now it is collected later, and not used again as if it had been made. A file that was
                 // there before is not ours: the directory may be another process's by now.
@@ -264,10 +296,10 @@ impl Directory {
 
 impl Table {
     /// A file for so many bytes that is not much too large.
-    fn take_free(&mut self, bytes: u64) -> Option<(SegmentId, u64)> {
-        let fits = |length: u64| (bytes..=bytes.saturating_mul(4)).contains(&length);
-        let fitting = self.free.iter().enumerate().filter(|(_, (_, length))| fits(*length));
-        let (at, _) = fitting.min_by_key(|(_, (_, length))| *length)?;
+    fn take_free(&mut self, bytes: u64) -> Option<Free> {
+        let fits = |free: &Free| (bytes..=bytes.saturating_mul(4)).contains(&free.capacity_bytes);
+        let fitting = self.free.iter().enumerate().filter(|(_, free)| fits(free));
+        let (at, _) = fitting.min_by_key(|(_, free)| free.capacity_bytes)?;
         Some(self.free.swap_remove(at))
     }
 

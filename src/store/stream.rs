@@ -1,8 +1,9 @@
 //! One worker's bytes on their way into segments: placed at once, written in the background.
 //!
 //! Chunks of pages are written as they come, large ones as they are, small ones gathered. An index
-//! seals what it lists: it is written when all that came before is, behind it in the same write where
-//! that fits (so a small part costs one write and one fdatasync, linked), and synced with it. One that is
+//! seals what it lists: it is written when all that came before is, or is with the disk in an earlier
+//! index, behind it in the same write where that fits (so a small part costs one write and one fdatasync,
+//! linked), and synced with it. One that is
 //! larger than a chunk is a write of its own: to move it behind another took a worker 3 to 9 ms
 //! (`perf/0004-snapshots.md`).
 //!
@@ -14,7 +15,12 @@
 //!   where it lies in another segment, or is with the disk as part of an earlier index: an index that is
 //!   durable, with all before it, lists durable pages.
 //! - Several indices may be with the disk, so that a slow flush does not hold up the next one, but
-//!   they count as sealed in their order: each goes on from the one before it.
+//!   they count as sealed in their order: each goes on from the one before it. One at a time where two
+//!   syncs of a file may tell only one of them what both need: through the page cache, where one is told
+//!   of a failed write back; and behind what was written before, where the file system notes which
+//!   blocks are in use, and without a journal one sync may return while the other still writes that.
+//! - A segment that was left is kept and not synced while an index in it is with the disk: should that fail,
+//!   the file must not be used again.
 //! - After a failed write or sync nothing that was not sealed before counts: all of it is reported as
 //!   lost, its segments are left, and what still returns from the disk is ignored.
 
@@ -73,8 +79,8 @@ pub(super) struct Stream {
     lost: Vec<Lost>,
     buffers: Vec<Buffer>,
     completions: Vec<Completion>,
-    /// Indices written into `segment`.
-    sealed: u32,
+    /// Indices given to the disk for `segment`.
+    indices: u32,
     /// Whether the segment in reserve was taken since this was asked last.
     took_spare: bool,
 }
@@ -99,6 +105,11 @@ impl Left {
     /// Whether a write below `upto` is not synced.
     fn needs_sync(&self, upto: u64) -> bool {
         self.synced_below.max(*self.numbers.start()) < upto.min(self.numbers.end() + 1)
+    }
+
+    /// Whether one of these indices is in it.
+    fn holds_one_of(&self, indices: &VecDeque<Sealing>) -> bool {
+        indices.iter().any(|index| self.numbers.contains(&index.number))
     }
 }
 
@@ -162,7 +173,7 @@ impl Stream {
             lost: Vec::new(),
             buffers: Vec::new(),
             completions: Vec::new(),
-            sealed: 0,
+            indices: 0,
             took_spare: true,
         })
     }
@@ -260,9 +271,9 @@ impl Stream {
         self.waiting.push_back(write);
     }
 
-    /// Gives the disk what it can take.
+    /// Gives the disk what it can take, but for an index.
     fn submit(&mut self) {
-        while self.in_flight.len() < WRITES_MAX {
+        while self.in_flight.len() < WRITES_MAX - 1 {
             let Some(Write { numbers, place, bytes }) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= bytes.len();
             let file = self.file(place.segment);
@@ -326,7 +337,7 @@ impl Stream {
         self.leave();
         // Small parts go round in small segments, which soon have all been written before; large
         // parts are not to change files all the time.
-        if mem::take(&mut self.sealed) < PARTS_PER_SEGMENT_MIN {
+        if mem::take(&mut self.indices) < PARTS_PER_SEGMENT_MIN {
             let larger = (self.segment_bytes() * 2).min(self.directory.segment_bytes.1);
             self.spare.wanted_bytes.store(larger, Ordering::Relaxed);
         }
@@ -360,12 +371,12 @@ impl Stream {
         upto: u64,
         index: &mut Buffer,
     ) -> Result<Option<Place>> {
-        if self.sealing.len() >= self.indices_max() {
-            return Ok(None);
-        }
         index.resize(index.len().next_multiple_of(BLOCK_BYTES), 0);
         let index_bytes = index.len() as u64;
-        if !self.has_room_for(index_bytes)? {
+        if self.sealing.len() == INDICES_MAX
+            || !self.has_room_for(index_bytes)?
+            || !(self.sealing.is_empty() || self.syncs_beside_others(index_bytes))
+        {
             return Ok(None);
         }
         self.submit();
@@ -406,16 +417,17 @@ impl Stream {
         let write = Operation::Write { file, offset, buffer: buffer.into(), sync: true };
         self.start(write, self.next, What::Index);
         self.sealing.push_back(Sealing { number: self.next, upto, is_durable: false });
-        self.sealed += 1;
+        self.indices += 1;
         self.next += 1;
         self.submit();
         Ok(Some(place))
     }
 
-    /// How many indices may be with the disk at once.
-    fn indices_max(&self) -> usize {
-        let alone = self.segment.as_ref().is_some_and(|segment| !segment.file.tells_each_sync());
-        if alone { 1 } else { INDICES_MAX }
+    /// Whether an index of so many bytes may be with the disk while others are.
+    fn syncs_beside_others(&self, index_bytes: u64) -> bool {
+        self.segment.as_ref().is_some_and(|segment| {
+            segment.file.reports_to_every_sync() && segment.overwrites(index_bytes)
+        })
     }
 
     /// Whether the segments that were left are synced as far as this, and sees to it.
@@ -427,7 +439,10 @@ impl Stream {
                 continue;
             }
             all = false;
-            if !left.syncing && self.in_flight.len() < WRITES_MAX {
+            if !left.syncing
+                && !left.holds_one_of(&self.sealing)
+                && self.in_flight.len() < WRITES_MAX
+            {
                 left.syncing = true;
                 let (segment, file) = (left.segment.id, left.segment.file.clone());
                 self.start(Operation::Sync { file }, self.next, What::Sync(segment, upto));
@@ -478,7 +493,11 @@ impl Stream {
                 for left in self.left.iter_mut().filter(|left| left.segment.id == segment) {
                     (left.syncing, left.synced_below) = (false, upto);
                 }
-                self.left.retain(|left| left.needs_sync(u64::MAX));
+                self.left.retain(|left| {
+                    let stays = left.needs_sync(u64::MAX);
+                    debug_assert!(stays || !left.holds_one_of(&self.sealing));
+                    stays
+                });
             }
             (Ok(_), What::Index) => {
                 let mut sealing = self.sealing.iter_mut();

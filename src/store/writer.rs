@@ -43,9 +43,9 @@ pub struct Written {
     pub snapshot: SnapshotId,
     /// Where it is, or why it is not durable.
     pub result: Result<PartRef>,
-    /// From its end until all of its pages were written, ns.
+    /// From its end until all of its pages were written and the disk was given its index, ns.
     pub write_ns: u64,
-    /// From there until it was durable, index included, ns.
+    /// From there until it was durable, as were all before it, ns.
     pub sync_ns: u64,
     /// Bytes written for it: pages and index.
     pub written_bytes: u64,
@@ -262,7 +262,8 @@ impl PartWriter {
         }
     }
 
-    /// Parts that are durable, or failed, since the last call.
+    /// Parts that are durable, or failed, since the last call: the durable ones in their order, but one that
+    /// failed may come before an earlier one that the disk still has.
     pub fn poll(&mut self) -> Vec<Written> {
         let Progress { sealed, failed } = self.stream.poll();
         (0..sealed).for_each(|_| self.sealed());
@@ -305,12 +306,12 @@ impl PartWriter {
     /// Whether [`join`](Self::join) has something to do.
     #[must_use]
     pub fn is_joining(&self) -> bool {
-        let next = self.next().map(|at| &self.waiting[at].index);
+        let next = self.first_unsealed().map(|at| &self.waiting[at].index);
         matches!(next, Some(Index::Joining(_)))
     }
 
     /// The first finished part whose index the disk has not been given.
-    fn next(&self) -> Option<usize> {
+    fn first_unsealed(&self) -> Option<usize> {
         self.waiting.iter().position(|waiting| !waiting.is_sealing())
     }
 
@@ -343,7 +344,7 @@ impl PartWriter {
 
     /// Gives the disk the next indices if their time has come.
     fn start(&mut self) {
-        while let Some(at) = self.next() {
+        while let Some(at) = self.first_unsealed() {
             let next = &mut self.waiting[at];
             let snapshot = next.part.snapshot;
             let result = match &mut next.index {
@@ -402,7 +403,7 @@ impl PartWriter {
 
     /// Puts some more of the next index together, some `budget_bytes` of it; how many that were.
     pub fn join(&mut self, budget_bytes: usize) -> usize {
-        let Some(at) = self.next().filter(|_| self.is_joining()) else { return 0 };
+        let Some(at) = self.first_unsealed().filter(|_| self.is_joining()) else { return 0 };
         let (bytes, is_whole) = self.join_some(at, budget_bytes);
         if is_whole {
             self.start();
@@ -455,8 +456,10 @@ impl PartWriter {
 
     /// The index of the first part is durable.
     fn sealed(&mut self) {
-        self.failure = None;
         let waiting = self.waiting.pop_front().expect("the part whose index was with the disk");
+        if waiting.part.base > self.planned.void {
+            self.failure = None;
+        }
         let reference = waiting.reference.clone();
         self.report(waiting, Ok(reference));
     }
@@ -475,7 +478,7 @@ impl PartWriter {
         self.finished.push(written);
     }
 
-    /// Parts that go on from this base or an earlier one cannot become durable, but for one whose
+    /// Parts that go on from this base or an earlier one cannot become durable, but for those whose
     /// index is with the disk.
     fn void(&mut self, base: u64, reason: &str) {
         self.planned.void = self.planned.void.max(base);

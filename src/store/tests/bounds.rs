@@ -117,7 +117,7 @@ fn after_a_failed_sync_the_segment_takes_no_further_part() {
         let table = running.store.directory.table();
         let failed = SegmentId(good.segment);
         assert!(!table.segments.contains_key(&failed), "nothing needs it any more");
-        let again = table.free.iter().any(|(segment, _)| *segment == failed);
+        let again = table.free.iter().any(|free| free.segment == failed);
         assert!(!again, "a file whose write failed is not used again");
         drop(table);
         disk.crash();
