@@ -218,8 +218,15 @@ fn bench_paper_checks_its_answer_and_prints_the_numbers() {
         assert_inputs(numbers);
     }
     assert_eq!(none["snapshots_completed"], 0);
-    assert!(abs["snapshots_completed"].as_u64() >= Some(2), "{abs}");
+    assert!(none["delivered"].is_null(), "{none}");
+    let completed = abs["snapshots_completed"].as_u64();
+    assert!(completed >= Some(2), "{abs}");
     assert!(abs["snapshot_ms_p50"].as_f64() > Some(0.0), "{abs}");
+    assert_eq!(abs["delivered"].is_number(), abs["snapshots_asked"] != 0, "{abs}");
+    for phase in ["start_delay", "alignment", "drain", "write", "sync", "commit"] {
+        assert_eq!(abs["phases_us"][phase]["samples"].as_u64(), completed, "{phase} in {abs}");
+    }
+    assert!(abs["phases_us"]["capture"]["samples"].as_u64() > completed, "{abs}");
 }
 
 #[test]

@@ -87,6 +87,12 @@ pub fn end_word(end: End) -> &'static str {
     }
 }
 
+/// Snapshots completed, of those asked; none where none was asked.
+pub fn delivered(report: &Report) -> Option<f64> {
+    let (asked, completed) = (report.cadence.asked, report.cadence.completed);
+    (asked > 0).then(|| completed as f64 / asked as f64)
+}
+
 /// Records per second over the whole run.
 pub fn per_second(report: &Report) -> f64 {
     let seconds = report.elapsed.as_secs_f64();

@@ -34,7 +34,7 @@ const RECORDS_DEFAULT: u64 = 30_000_000;
 #[derive(Args)]
 pub struct Paper {
     /// Records to send through [default: 30000000; with --rate, as many as 10 s take]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     records: Option<u64>,
     /// Send so many records per second, whatever the engine does, and measure their latency
     #[arg(long, value_name = "N", value_parser = latency::parse_rate, allow_negative_numbers = true)]
@@ -84,6 +84,8 @@ struct Numbers {
     snapshots_asked: u64,
     snapshots_completed: u64,
     snapshots_aborted: u64,
+    /// Completed of asked.
+    delivered: Option<f64>,
     snapshot_ms_p50: Option<f64>,
     snapshot_ms_p99: Option<f64>,
     phases_us: Phases,
@@ -173,6 +175,7 @@ fn numbers(arguments: &Paper, config: &Config, report: &Report) -> Numbers {
         snapshots_asked: report.cadence.asked,
         snapshots_completed: report.cadence.completed,
         snapshots_aborted: report.cadence.aborted,
+        delivered: summary::delivered(report),
         snapshot_ms_p50: quantile(snapshot_ns, 0.5, 1e6),
         snapshot_ms_p99: quantile(snapshot_ns, 0.99, 1e6),
         phases_us: Phases::of(report),

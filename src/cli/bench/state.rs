@@ -56,7 +56,7 @@ pub struct State {
     )]
     pub skew: SkewName,
     /// Updates to send [default: 10000000; with --rate, as many as --seconds take]
-    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
     records: Option<u64>,
     /// Send updates at --rate for so many seconds [default: 10]
     #[arg(long, value_name = "N", requires = "rate", value_parser = clap::value_parser!(u32).range(1..))]
@@ -260,7 +260,6 @@ impl State {
 fn numbers(arguments: &State, config: &Config, report: &Report) -> Numbers {
     let cadence = report.cadence;
     let interval_ms = config.snapshots.as_ref().map(|s| s.interval.as_secs_f64() * 1e3);
-    let delivered = cadence.completed as f64 / cadence.asked as f64;
     Numbers {
         keys: arguments.keys,
         value_bytes: arguments.value_bytes,
@@ -279,7 +278,7 @@ fn numbers(arguments: &State, config: &Config, report: &Report) -> Numbers {
         snapshots_asked: cadence.asked,
         snapshots_completed: cadence.completed,
         snapshots_aborted: cadence.aborted,
-        delivered: (cadence.asked > 0).then_some(delivered),
+        delivered: summary::delivered(report),
         snapshot_ms_p50: quantile(&report.snapshot_ns, 0.5, 1e6),
         snapshot_ms_p99: quantile(&report.snapshot_ns, 0.99, 1e6),
         snapshot_bytes: None,
