@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
 use super::lateness::LATENESS;
 use super::memory::MemoryFile;
 use crate::clock;
@@ -19,6 +21,7 @@ const SLICES_MAX: usize = 1024;
 pub struct FileHandle {
     backing: Backing,
     direct: bool,
+    reports_to_every_sync: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -29,31 +32,30 @@ enum Backing {
 
 impl FileHandle {
     pub(super) fn system(file: File) -> Self {
-        Self { backing: Backing::System(Arc::new(file)), direct: false }
+        let backing = Backing::System(Arc::new(file));
+        Self { backing, direct: false, reports_to_every_sync: false }
     }
 
     pub(super) fn memory(file: MemoryFile) -> Self {
-        Self { backing: Backing::Memory(file), direct: false }
+        // In memory a sync that fails has ended before the next one begins.
+        Self { backing: Backing::Memory(file), direct: false, reports_to_every_sync: true }
     }
 
     /// A file of the system that was opened past the page cache.
     pub(super) fn direct(file: File) -> Self {
-        Self { backing: Backing::System(Arc::new(file)), direct: true }
+        let reports_to_every_sync = goes_past_the_cache(&file);
+        Self { backing: Backing::System(Arc::new(file)), direct: true, reports_to_every_sync }
     }
 
-    /// Whether writes go past the page cache.
+    /// Whether it was opened to be written past the page cache.
     pub(super) fn is_direct(&self) -> bool {
         self.direct
     }
 
     /// Whether of several syncs at once each is told of what could not be written. Of what failed on its way
-    /// out of the page cache the system tells one sync of an open file and no other. In memory a sync
-    /// that fails has ended before the next one begins.
+    /// out of the page cache the system tells one sync of an open file and no other.
     pub(crate) fn reports_to_every_sync(&self) -> bool {
-        match &self.backing {
-            Backing::System(_) => self.direct,
-            Backing::Memory(_) => true,
-        }
+        self.reports_to_every_sync
     }
 
     /// Writes all bytes at `offset`.
@@ -181,4 +183,14 @@ impl FileHandle {
             Backing::Memory(_) => None,
         }
     }
+}
+
+/// Whether direct writes of the file do go past the page cache, as far as the system says: some file systems take the
+/// flag and use the cache all the same.
+fn goes_past_the_cache(file: &File) -> bool {
+    let found = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    found.is_ok_and(|found| {
+        let says = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::DIOALIGN);
+        says && found.stx_dio_offset_align > 0
+    })
 }

@@ -423,6 +423,12 @@ impl Stream {
         Ok(Some(place))
     }
 
+    /// Indices that are with the disk, or behind one that is.
+    #[cfg(test)]
+    pub(super) fn sealing(&self) -> usize {
+        self.sealing.len()
+    }
+
     /// Whether an index of so many bytes may be with the disk while others are.
     fn syncs_beside_others(&self, index_bytes: u64) -> bool {
         self.segment.as_ref().is_some_and(|segment| {

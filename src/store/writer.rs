@@ -323,6 +323,12 @@ impl PartWriter {
         }
     }
 
+    /// As [`Stream::sealing`].
+    #[cfg(test)]
+    pub(super) fn sealing(&self) -> usize {
+        self.stream.sealing()
+    }
+
     /// Bytes of state handed over so far.
     #[must_use]
     pub fn appended_bytes(&self) -> u64 {

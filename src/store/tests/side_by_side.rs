@@ -77,3 +77,37 @@ fn check_newest(run: &Run) {
     let loaded = store.load(&newest).unwrap_or_else(|error| panic!("{}: {error}", run.story));
     pages.check(&loaded, &run.story);
 }
+
+/// Hands over the parts of three snapshots at once; how many indices were with the disk then.
+fn burst(running: &mut Running) -> usize {
+    let first = running.store.next_snapshot().0;
+    for id in (first..first + 3).map(SnapshotId) {
+        let writer = &mut running.writers[0];
+        writer.begin(id);
+        append_state(writer, id, 0);
+        writer.finish().unwrap();
+        while writer.join(0) > 0 {}
+    }
+    let sealing = running.writers[0].sealing();
+    for Written { snapshot, result, .. } in wait(&mut running.writers[0]) {
+        running.store.commit(&running.manifest(snapshot, vec![result.unwrap()])).unwrap();
+        running.store.collect().unwrap();
+    }
+    sealing
+}
+
+/// Behind what was written before a sync has more to write than the blocks, which another beside it may miss.
+#[test]
+fn several_are_with_the_disk_only_where_blocks_were_written_before() {
+    let disk = MemoryDisk::new(11);
+    for _ in 0..2 {
+        let limits = StoreLimits { segment_bytes: 1 << 17, segment_bytes_max: 1 << 17, ..limits() };
+        let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+        let mut running = Running::start(opened.store).unwrap();
+        // A part takes a block here, and a segment 32 of them.
+        let found: Vec<usize> = (0..100).map(|_| burst(&mut running)).collect();
+        assert!(found[..10].iter().all(|sealing| *sealing == 1), "in a new file: {found:?}");
+        let later = found[50..].iter().filter(|sealing| **sealing == 3).count();
+        assert!(later > 30, "where files were written before: {found:?}");
+    }
+}
