@@ -117,9 +117,11 @@ struct Pending<P> {
 /// Counts that say how well the asked cadence is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cadence {
-    /// Intervals that went by while the job had something to snapshot, those in which it waited after a
-    /// failed one or for the disk too.
+    /// Intervals that went by while the job had something to snapshot, also those in which it waited after a
+    /// failed one or for the disk; not the last ones before a worker failed.
     pub asked: u64,
+    /// Those of them in which it waited after a failed one.
+    pub paused: u64,
     /// Snapshots triggered.
     pub triggered: u64,
     /// Snapshots complete.
@@ -138,6 +140,8 @@ pub struct Coordinator<P> {
     pending_max: usize,
     next: SnapshotId,
     due_ns: u64,
+    /// Intervals up to this time are counted, ns.
+    counted_ns: u64,
     pending: BTreeMap<SnapshotId, Pending<P>>,
     unfinished: usize,
     phase: Phase,
@@ -161,6 +165,7 @@ impl<P> Coordinator<P> {
             pending_max: SNAPSHOTS_PENDING_MAX,
             next: SnapshotId(1),
             due_ns: 0,
+            counted_ns: 0,
             pending: BTreeMap::new(),
             unfinished: 0,
             phase: Phase::Running,
@@ -185,6 +190,7 @@ impl<P> Coordinator<P> {
         self.next = next;
         self.cadence.aborted += self.pending.len() as u64;
         self.pending.clear();
+        self.counted_ns = now_ns;
         self.due_ns = now_ns + self.interval_ns.unwrap_or(0);
         self.failures = 0;
         self.phase = match self.phase {
@@ -259,27 +265,30 @@ impl<P> Coordinator<P> {
     }
 
     fn trigger_if_due(&mut self, now_ns: u64, read: u64, actions: &mut Vec<Action<P>>) {
-        let is_due = self.interval_ns.is_some() && now_ns >= self.due_ns;
-        if !is_due || self.pending.len() >= self.pending_max {
+        let Some(interval_ns) = self.interval_ns else { return };
+        if now_ns < self.due_ns || self.pending.len() >= self.pending_max {
             return;
         }
         // Intervals missed because snapshots take longer are counted, not made up for in a burst.
-        let intervals = self.intervals_by(now_ns);
+        let intervals = self.take_intervals(now_ns);
+        self.due_ns = self.counted_ns + interval_ns;
         let idle_ns = now_ns - self.last_trigger.0;
         if self.pending.is_empty() && self.last_trigger.1 == read && idle_ns < IDLE_INTERVAL_NS {
             return;
         }
         self.last_trigger = (now_ns, read);
         self.cadence.asked += intervals;
+        if self.failures > 0 {
+            self.cadence.paused += intervals.saturating_sub(1);
+        }
         actions.push(self.trigger(now_ns, None));
     }
 
-    /// How many intervals have ended by now since this was asked last; the next snapshot is due after that.
-    fn intervals_by(&mut self, now_ns: u64) -> u64 {
+    /// How many intervals have ended by now that were not counted before.
+    fn take_intervals(&mut self, now_ns: u64) -> u64 {
         let Some(interval_ns) = self.interval_ns else { return 0 };
-        let late_ns = now_ns.checked_sub(self.due_ns);
-        let intervals = late_ns.map_or(0, |late_ns| late_ns / interval_ns + 1);
-        self.due_ns += intervals * interval_ns;
+        let intervals = now_ns.saturating_sub(self.counted_ns) / interval_ns;
+        self.counted_ns += intervals * interval_ns;
         intervals
     }
 
@@ -395,11 +404,7 @@ impl<P> Coordinator<P> {
         }
         if let Some(interval_ns) = self.interval_ns {
             let pause_ns = interval_ns.saturating_mul(1 << self.failures.min(20));
-            let due_ns = self.due_ns.max(now_ns + pause_ns.min(FAILURE_PAUSE_NS_MAX));
-            if self.phase == Phase::Running {
-                self.cadence.asked += (due_ns - self.due_ns) / interval_ns;
-            }
-            self.due_ns = due_ns;
+            self.due_ns = self.due_ns.max(now_ns + pause_ns.min(FAILURE_PAUSE_NS_MAX));
         }
         actions.insert(0, Action::Abort { snapshot, reason });
         actions
@@ -414,7 +419,7 @@ impl<P> Coordinator<P> {
         self.unfinished -= 1;
         // A stop that is under way stays a stop: its snapshot may have begun before the end.
         if self.unfinished == 0 && self.phase == Phase::Running {
-            self.cadence.asked += self.intervals_by(now_ns);
+            self.cadence.asked += self.take_intervals(now_ns);
             self.phase =
                 Phase::Last { complete: true, settled: false, tries: 0, not_before_ns: now_ns };
         }
@@ -423,7 +428,7 @@ impl<P> Coordinator<P> {
     /// Asks for a last snapshot and an end before the input's (SIGTERM).
     pub fn stop(&mut self, now_ns: u64) {
         if self.phase == Phase::Running {
-            self.cadence.asked += self.intervals_by(now_ns);
+            self.cadence.asked += self.take_intervals(now_ns);
             self.phase =
                 Phase::Last { complete: false, settled: false, tries: 0, not_before_ns: now_ns };
         }

@@ -60,13 +60,19 @@ fn intervals_without_a_snapshot_are_asked_too_whatever_the_reason() {
     let mut c = started(1, 1);
     tick(&mut c, 10 * MS);
     c.failed(SnapshotId(1), A, "a test".into(), 15 * MS);
-    assert_eq!(c.cadence().asked, 2, "one ends while it waits until 35 ms");
-    assert_eq!(tick(&mut c, 34 * MS), []);
+    assert_eq!(tick(&mut c, 34 * MS), [], "it waits until 35 ms");
     assert_eq!(tick(&mut c, 35 * MS), [inject(SnapshotId(2))]);
+    let Cadence { asked, paused, .. } = c.cadence();
+    assert_eq!((asked, paused), (3, 1), "at 10, 20 and 30 ms");
     assert_eq!(c.tick(80 * MS, 80 * MS, true), [], "held back");
     assert_eq!(c.cadence().asked, 3);
     c.task_finished(A, 99 * MS);
-    assert_eq!(c.cadence().asked, 9, "at 45, 55, 65, 75, 85 and 95 ms, of which none was made");
+    assert_eq!(c.cadence().asked, 9, "six more went by, of which none was made");
+    let mut c = started(1, 1);
+    tick(&mut c, 10 * MS);
+    c.failed(SnapshotId(1), A, "a test".into(), 15 * MS);
+    c.stop(26 * MS);
+    assert_eq!(c.cadence().asked, 2, "what was not waited for any more does not count");
 }
 
 #[test]
@@ -107,7 +113,8 @@ fn so_many_are_pending_at_most_and_missed_intervals_are_counted() {
     ack(&mut c, 0, 1);
     c.committed(SnapshotId(1), late);
     assert_eq!(tick(&mut c, late), [inject(SnapshotId(most + 1))]);
-    let cadence = Cadence { asked: most + 2, triggered: most + 1, completed: 1, aborted: 0 };
+    let cadence =
+        Cadence { asked: most + 2, triggered: most + 1, completed: 1, ..Cadence::default() };
     assert_eq!(c.cadence(), cadence);
     assert_eq!(tick(&mut c, late + 4), []);
 }

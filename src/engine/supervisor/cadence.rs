@@ -30,9 +30,10 @@ impl Watch {
         Self { since_ns: now_ns, before: Cadence::default(), is_behind: false }
     }
 
-    /// What is to be told now. Snapshots given up are told of otherwise.
+    /// What is to be told now. Snapshots given up are told of otherwise, and so are the pauses after them.
     pub fn look(&mut self, cadence: Cadence, now_ns: u64) -> Option<Behind> {
-        let asked = cadence.asked - self.before.asked;
+        let paused = cadence.paused - self.before.paused;
+        let asked = cadence.asked - self.before.asked - paused;
         if now_ns < self.since_ns.saturating_add(WINDOW_NS) || asked < ASKED_MIN {
             return None;
         }
@@ -64,6 +65,14 @@ mod tests {
         assert_eq!(look(50, 25, 0), None, "half of them");
         assert_eq!(look(50, 20, 10), None, "those given up were told of");
         assert_eq!(look(60, 29, 0), Some(Behind { asked: 60, completed: 29 }));
+    }
+
+    #[test]
+    fn intervals_of_a_pause_after_a_failure_are_no_slowness() {
+        let mut watch = Watch::new(0);
+        let failing =
+            Cadence { asked: 510, completed: 1, aborted: 8, paused: 500, ..Cadence::default() };
+        assert_eq!(watch.look(failing, 6_000_000_000), None);
     }
 
     #[test]
