@@ -130,6 +130,8 @@ pub struct Worker {
     /// `None`: the job takes no snapshots.
     shares: Option<Shares>,
     commands: Receiver<Command>,
+    /// A trigger that is not to be heard of yet, and whether others are.
+    late: (Option<Command>, bool),
     events: Sender<Event>,
     measured: Measured,
     timed: bool,
@@ -157,6 +159,7 @@ impl Worker {
             tasks,
             shares: parts.map(|(parts, handover)| Shares::new(parts, count, handover)),
             commands,
+            late: (None, false),
             events,
             measured: Measured { capture_ns, inputs: inbox::Measured::default() },
             timed: false,
@@ -169,6 +172,12 @@ impl Worker {
     pub fn time_tasks(&mut self) {
         self.timed = true;
         self.tasks.iter_mut().for_each(Task::time_steps);
+    }
+
+    /// While it `hears_late`, word of a trigger does not reach it, nor what was said after that: as where the
+    /// supervisor loses its processor between telling one worker and the next. For drivers that simulate.
+    pub fn set_late(&mut self, hears_late: bool) {
+        self.late.1 = hears_late;
     }
 
     /// Which worker this is.
@@ -278,7 +287,12 @@ impl Worker {
     /// Carries out the commands that have come. True: the worker has stopped.
     fn obey_all(&mut self, worked: &mut bool) -> Result<bool> {
         loop {
-            let command = match self.commands.try_recv() {
+            let said = self.late.0.take().map_or_else(|| self.commands.try_recv(), Ok);
+            let command = match said {
+                Ok(command @ Command::Inject { .. }) if self.late.1 => {
+                    self.late.0 = Some(command);
+                    return Ok(false);
+                }
                 Ok(command) => command,
                 Err(TryRecvError::Empty) => return Ok(false),
                 Err(TryRecvError::Disconnected) => Command::Stop,

@@ -74,6 +74,11 @@ impl<'g> Stepper<'g> {
         self.workers.len()
     }
 
+    /// As [`Worker::set_late`], for one of them.
+    pub fn set_late(&mut self, worker: usize, hears_late: bool) {
+        self.workers[worker].iter_mut().for_each(|worker| worker.set_late(hears_late));
+    }
+
     /// Steps one worker at `now_ns`. A worker that has stopped stays idle.
     pub fn step(&mut self, worker: usize, now_ns: u64) -> Step {
         let Some(stepped) = &mut self.workers[worker] else { return Step::Stopped };

@@ -232,6 +232,7 @@ impl World {
             Err(error) => return self.died(incident, error),
         };
         let lazy = self.random.below(4); // a worker that is stepped less often than the others
+        let late = self.random.below(6); // and one that mostly hears of a barrier after it was there
         let hurry = 1 << self.random.below(7);
         // Every life but the last is cut short somewhere.
         let ends = (!last).then(|| 1 << (4 + self.random.below(9)));
@@ -279,6 +280,8 @@ impl World {
                 if worker == lazy && !self.random.one_in(10) {
                     worker = self.random.below(workers);
                 }
+                let hears_late = worker == late && !self.random.one_in(10);
+                stepper.set_late(worker as usize, hears_late);
                 match stepper.step(worker as usize, self.now_ns) {
                     Step::Worked => idle = 0,
                     Step::Idle(_) | Step::Stopped => idle += 1,
