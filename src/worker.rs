@@ -130,8 +130,9 @@ pub struct Worker {
     /// `None`: the job takes no snapshots.
     shares: Option<Shares>,
     commands: Receiver<Command>,
-    /// A trigger that is not to be heard of yet, and whether others are.
-    late: (Option<Command>, bool),
+    /// Whether it is not to hear of triggers yet, and the first of those that have come.
+    hears_late: bool,
+    unheard: Option<Command>,
     events: Sender<Event>,
     measured: Measured,
     timed: bool,
@@ -159,7 +160,8 @@ impl Worker {
             tasks,
             shares: parts.map(|(parts, handover)| Shares::new(parts, count, handover)),
             commands,
-            late: (None, false),
+            hears_late: false,
+            unheard: None,
             events,
             measured: Measured { capture_ns, inputs: inbox::Measured::default() },
             timed: false,
@@ -177,7 +179,7 @@ impl Worker {
     /// While it `hears_late`, word of a trigger does not reach it, nor what was said after that: as where the
     /// supervisor loses its processor between telling one worker and the next. For drivers that simulate.
     pub fn set_late(&mut self, hears_late: bool) {
-        self.late.1 = hears_late;
+        self.hears_late = hears_late;
     }
 
     /// Which worker this is.
@@ -287,10 +289,10 @@ impl Worker {
     /// Carries out the commands that have come. True: the worker has stopped.
     fn obey_all(&mut self, worked: &mut bool) -> Result<bool> {
         loop {
-            let said = self.late.0.take().map_or_else(|| self.commands.try_recv(), Ok);
+            let said = self.unheard.take().map_or_else(|| self.commands.try_recv(), Ok);
             let command = match said {
-                Ok(command @ Command::Inject { .. }) if self.late.1 => {
-                    self.late.0 = Some(command);
+                Ok(command @ Command::Inject { .. }) if self.hears_late => {
+                    self.unheard = Some(command);
                     return Ok(false);
                 }
                 Ok(command) => command,

@@ -7,6 +7,7 @@ pub mod hiccup;
 pub mod memory;
 mod park;
 mod pool;
+mod slice;
 pub mod stepper;
 pub mod supervisor;
 
@@ -30,6 +31,7 @@ use crate::phases::PhaseHistograms;
 use crate::stream::Job;
 use pool::{Kind, Pool};
 pub use pool::{MEMLOCK_BYTES_MIN, MEMLOCK_REMEDY};
+use slice::ShortSlice;
 use supervisor::{Supervisor, Turn};
 
 /// Longest wait of the supervisor before it looks for a stop request.
@@ -174,6 +176,7 @@ pub fn run(
     config.validate()?;
     let cores = pool::cores();
     check_cores(config, &cores)?;
+    let _short = ShortSlice::new();
     let opened = guard::caught(|| {
         let (disk, refused) = best_disk();
         // Before anything is opened: a driver that was asked for and is refused leaves nothing behind.
