@@ -28,6 +28,7 @@ mod file;
 pub(crate) mod large;
 mod lateness;
 mod memory;
+mod slice;
 mod system;
 mod thread;
 mod uring;
@@ -43,6 +44,7 @@ pub use bytes::Bytes;
 pub use file::FileHandle;
 pub use lateness::Courtesy;
 pub use memory::{Faults, MemoryDisk};
+pub use slice::ShortSlice;
 pub use system::SystemDisk;
 pub use uring::place_kernel_threads;
 

@@ -7,7 +7,6 @@ pub mod hiccup;
 pub mod memory;
 mod park;
 mod pool;
-mod slice;
 pub mod stepper;
 pub mod supervisor;
 
@@ -21,7 +20,7 @@ use hdrhistogram::Histogram;
 use crate::clock;
 use crate::config::{Config, Driver};
 use crate::coordinator::Cadence;
-use crate::disk::{Disk, best_disk};
+use crate::disk::{Disk, ShortSlice, best_disk};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::guard::{self, Caught};
@@ -31,7 +30,6 @@ use crate::phases::PhaseHistograms;
 use crate::stream::Job;
 use pool::{Kind, Pool};
 pub use pool::{MEMLOCK_BYTES_MIN, MEMLOCK_REMEDY};
-use slice::ShortSlice;
 use supervisor::{Supervisor, Turn};
 
 /// Longest wait of the supervisor before it looks for a stop request.
@@ -176,7 +174,7 @@ pub fn run(
     config.validate()?;
     let cores = pool::cores();
     check_cores(config, &cores)?;
-    let _short = ShortSlice::new();
+    let _short = ShortSlice::wish();
     let opened = guard::caught(|| {
         let (disk, refused) = best_disk();
         // Before anything is opened: a driver that was asked for and is refused leaves nothing behind.

@@ -26,10 +26,9 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::park::{Signal, Wait, Waiting, made_work};
-use super::slice::ShortSlice;
 use crate::clock;
 use crate::config::{Config, Idle};
-use crate::disk::{self, Courtesy};
+use crate::disk::{self, Courtesy, ShortSlice};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::WorkerId;
@@ -215,7 +214,7 @@ fn rest() {
 fn spawn(seat: Seat, kind: Kind) -> Result<JoinHandle<()>> {
     let thread = std::thread::Builder::new().name(format!("tidegate-{}", seat.index));
     let body = move || {
-        let _short = ShortSlice::new();
+        let _short = ShortSlice::wish();
         let ended = guard::caught(|| match kind {
             Kind::Plain => run_plain(&seat),
             Kind::Glommio => run_glommio(&seat),

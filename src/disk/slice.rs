@@ -1,4 +1,4 @@
-//! How long a thread of the engine may run before another that wants its core does.
+//! How long a thread of the engine may run before another that wants its core does: one of the disk's, mostly.
 //!
 //! A worker that never waits is taken from its core by the scheduler alone. Linux lets a thread run for its *slice*,
 //! some 3 ms, before one that has become ready: the kernel's thread that sends a flush to the disk, or the
@@ -26,9 +26,9 @@ pub struct ShortSlice {
 }
 
 impl ShortSlice {
-    /// Wishes for it. Nothing comes of it where the thread is not scheduled by time shares, or the system has none
+    /// One for the calling thread. Nothing comes of it where the thread is not scheduled by time shares, or the system has none
     /// to wish for: that is no reason not to run.
-    pub fn new() -> Self {
+    pub fn wish() -> Self {
         let is_shared = |before: &sched_attr| before.sched_policy == libc::SCHED_OTHER as u32;
         let before = current().ok().filter(is_shared);
         let wished =
@@ -79,7 +79,7 @@ mod tests {
             (of.sched_policy, of.sched_nice, of.sched_flags, of.sched_priority, of.sched_runtime)
         };
         let before = current().expect("it can be asked for");
-        let short = ShortSlice::new();
+        let short = ShortSlice::wish();
         let mut expected = all(before);
         if version() >= (6, 12) && before.sched_policy == libc::SCHED_OTHER as u32 {
             expected.4 = SLICE_NS;
