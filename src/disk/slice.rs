@@ -20,14 +20,15 @@ use libc::{SYS_sched_getattr, SYS_sched_setattr, sched_attr, syscall};
 const SLICE_NS: u64 = 100_000;
 
 /// While it lives, the thread that made it has a short slice, and so have those that it starts.
+#[must_use = "dropped, it takes the wish back"]
 pub struct ShortSlice {
     /// How the thread was scheduled before.
     before: Option<sched_attr>,
 }
 
 impl ShortSlice {
-    /// One for the calling thread. Nothing comes of it where the thread is not scheduled by time shares, or the system has none
-    /// to wish for: that is no reason not to run.
+    /// One for the calling thread. Nothing comes of it where the thread is not scheduled by time shares, or the
+    /// system has none to wish for: that is no reason not to run.
     pub fn wish() -> Self {
         let is_shared = |before: &sched_attr| before.sched_policy == libc::SCHED_OTHER as u32;
         let before = current().ok().filter(is_shared);
