@@ -376,7 +376,7 @@ impl Task {
         Ok(taken)
     }
 
-    /// Turns restored state of older versions into this job's.
+    /// Reads what of restored state cannot stay on disk, and turns that of older versions into this job's.
     ///
     /// # Errors
     /// The disk's, a page that is not what was written, or a panic in a migration.

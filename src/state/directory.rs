@@ -8,7 +8,8 @@
 //!
 //! Invariants
 //! - The pages' ranges tile the hashes of the table's key groups; entries in a page's range, and only
-//!   they, refer to it. A page is at least as deep as a key group, so it belongs to one.
+//!   they, refer to it. A page of less depth than a key group holds several, whole ones: so a small table is
+//!   a few pages that are well filled, and its snapshot costs what its bytes cost.
 //! - Growth touches one page at a time. Doubling the directory copies 16 bytes per page, less than
 //!   a hundredth of the table (2 to 3 ms where it comes to 1 GB, `perf/0004-snapshots.md`); a directory per
 //!   key group, the alternative, costs every update two more dependent loads.
@@ -26,14 +27,16 @@ use super::capture::{Pages, UNLOADED};
 use super::exchange::Chunk;
 use super::memory::{Holes, PAGE_ALIGN, PageMemory, Room};
 use super::page::{HOMES_MIN, Header, Page, PageBox, PageMut, entries_max, slots_of};
-use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double};
+use super::tiles::{
+    DEPTH_MAX, GROUP_BITS, Tiles, empty_tiles, first_version, group_start, may_double,
+};
 use crate::disk::large::long_list;
-use crate::id::{KEY_GROUPS, KeyGroup};
+use crate::id::KeyGroup;
 use crate::key::Key;
 use crate::record::Data;
 
-/// Bits of the hash that are the key group: the least depth of a page.
-pub(super) const GROUP_BITS: u32 = KEY_GROUPS.ilog2();
+/// The least depth of a page: one of all hashes would need a shift by all bits.
+pub(super) const DEPTH_MIN: u32 = 1;
 
 /// A page above this splits in two, unless it has few slots. Small enough to copy in well under a
 /// microsecond.
@@ -41,6 +44,10 @@ const PAGE_BYTES_MAX: usize = 4864;
 
 /// A page of fewer slots does not split: they would be half empty.
 const SLOTS_MIN: usize = 12;
+
+/// A table of fewer pages keeps a quarter of their slots vacant, so that searches are short: memory is no matter
+/// then. Full pages took a job whose tables fit into a cache a sixth of its throughput.
+const FEW_PAGES: u32 = 64;
 
 /// What is moved with each page that grows, at most: enough that holes become fewer, too little for a pause.
 const MOVED_BYTES: usize = 6 * PAGE_BYTES_MAX;
@@ -65,48 +72,29 @@ pub(super) struct Directory<K: Key, V: Data> {
     born: Vec<u64>,
 }
 
-/// First hash of a key group.
-pub(super) fn group_start(group: KeyGroup) -> u64 {
-    u64::from(group.0) << (64 - GROUP_BITS)
-}
-
-/// The first hash behind a page, if it is in the same key group.
-pub(super) fn hash_after(prefix: u64, depth: u32) -> Option<u64> {
-    let after = prefix.checked_add(1 << (64 - depth))?;
-    (KeyGroup::of_hash(after) == KeyGroup::of_hash(prefix)).then_some(after)
-}
-
 /// Homes rise by an eighth, and by at least four, so that pages stay well filled: all pages of a table
 /// that is filled evenly grow at the same time.
 fn homes_after(homes: usize) -> usize {
     homes + (homes / 8).next_multiple_of(HOMES_MIN).max(HOMES_MIN)
 }
 
-/// The homes for a page that starts with `entries` and will get more.
-fn homes_for(entries: usize) -> usize {
-    let mut homes = HOMES_MIN;
-    while entries_max(homes) < entries + entries / 8 + 1 {
-        homes = homes_after(homes);
-    }
-    homes
-}
-
 impl<K: Key, V: Data> Directory<K, V> {
-    /// One empty page per key group.
+    /// Empty pages.
     pub fn new(groups: Range<u32>) -> Self {
-        let pages = empty_tiles(groups.clone(), GROUP_BITS);
+        let pages = empty_tiles(groups.clone(), DEPTH_MIN);
         Self::with_pages(groups, &pages)
     }
 
     /// Pages which tile the key groups.
     pub fn with_pages(groups: Range<u32>, pages: &Tiles) -> Self {
         let depth = pages.iter().map(|page| page.depth).max().expect("a table has pages");
-        let first = (groups.start as usize) << (depth - GROUP_BITS);
+        let first = (group_start(KeyGroup(groups.start)) >> (64 - depth)) as usize;
         let small = PageBox::<K, V>::room_bytes(HOMES_MIN, 0);
-        let blank = PageBox::new(Room::alone(small), HOMES_MIN, 0, 0, GROUP_BITS);
+        let blank = PageBox::new(Room::alone(small), HOMES_MIN, 0, 0, DEPTH_MIN);
         let mut memory = PageMemory::default();
         memory.expect(pages.iter().map(|page| page.bytes as usize).sum());
-        let mut entries = long_list(groups.len() << (depth - GROUP_BITS));
+        let expected = groups.len() << depth >> GROUP_BITS;
+        let mut entries = long_list(expected);
         for (id, entry) in pages.iter().enumerate() {
             let version = first_version(entry);
             let (tags, homes) = if version == UNLOADED {
@@ -120,7 +108,6 @@ impl<K: Key, V: Data> Directory<K, V> {
             let run = 1 << (depth - entry.depth);
             entries.extend((0..run).map(|_| Entry { tags, homes, version }));
         }
-        let expected = groups.len() << (depth - GROUP_BITS);
         assert_eq!(entries.len(), expected, "pages tile the key groups");
         let (shift, next_id) = (64 - depth, pages.len() as u32);
         Self { entries, shift, first, next_id, memory, _blank: blank, born: Vec::new() }
@@ -167,12 +154,32 @@ impl<K: Key, V: Data> Directory<K, V> {
         first..first + (1 << (64 - self.shift - depth))
     }
 
+    /// The most entries of a page with this many homes.
+    fn entries_max(&self, homes: usize) -> usize {
+        let most = entries_max(homes);
+        if self.next_id < FEW_PAGES { most.min(slots_of(homes) * 3 / 4) } else { most }
+    }
+
+    /// The homes for a page that starts with `entries` and will get more.
+    fn homes_for(&self, entries: usize) -> usize {
+        let mut homes = HOMES_MIN;
+        while self.entries_max(homes) < entries + entries / 8 + 1 {
+            homes = homes_after(homes);
+        }
+        homes
+    }
+
+    /// Whether one more entry fits into slot `index` of its page, with `heap_bytes` of its key in the heap.
+    pub fn has_room(&self, hash: u64, index: usize, heap_bytes: usize) -> bool {
+        let page = self.page(hash);
+        page.has_room(index, heap_bytes) && page.len() < self.entries_max(page.homes())
+    }
+
     /// Makes room for an entry that is absent, with `heap_bytes` of key in the heap; its slot.
     pub fn make_room(&mut self, hash: u64, heap_bytes: usize, version: u32) -> usize {
         loop {
-            let page = self.page(hash);
-            let index = page.vacancy(hash);
-            if page.has_room(index, heap_bytes) {
+            let index = self.page(hash).vacancy(hash);
+            if self.has_room(hash, index, heap_bytes) {
                 return index;
             }
             self.grow(hash, heap_bytes, version);
@@ -184,7 +191,7 @@ impl<K: Key, V: Data> Directory<K, V> {
     fn grow(&mut self, hash: u64, heap_bytes: usize, version: u32) {
         let page = self.page(hash);
         let header = *page.header();
-        let is_full = !page.has_room(page.vacancy(hash), 0);
+        let is_full = !self.has_room(hash, page.vacancy(hash), 0);
         let homes = if is_full { homes_after(page.homes()) } else { page.homes() };
         let heap_wanted = header.heap_live as usize + heap_bytes;
         let heap_capacity = heap_wanted + heap_wanted / 4;
@@ -228,7 +235,7 @@ impl<K: Key, V: Data> Directory<K, V> {
             let page = self.page(hash);
             let members = || page.live().filter(|index| belongs(half)(page.hash_at(*index)));
             let heap: usize = members().map(|index| page.heap_bytes_at(index)).sum();
-            let (homes, heap_capacity) = (homes_for(members().count()), heap + heap / 4);
+            let (homes, heap_capacity) = (self.homes_for(members().count()), heap + heap / 4);
             let room = self.memory.take(PageBox::<K, V>::room_bytes(homes, heap_capacity));
             let prefix = prefix | half << (63 - depth);
             PageBox::new(room, homes, heap_capacity, prefix, depth + 1)

@@ -36,7 +36,8 @@ pub struct Place {
 pub struct PageEntry {
     /// The first hash that belongs to it.
     pub prefix: u64,
-    /// How many bits of `prefix` its hashes share; its key group is the top seven of them.
+    /// How many bits of `prefix` its hashes share; the top seven are the key group, so with fewer it holds
+    /// several.
     pub depth: u32,
     /// Its length.
     pub bytes: u32,

@@ -260,6 +260,9 @@ impl<K: Key, V: Data> OperatorState for KeyedTable<K, V> {
     }
 
     fn migrate(&mut self) -> Result<(), Error> {
+        if let Table::Paged(table) = &mut self.table {
+            table.take_shared()?;
+        }
         let Some(old) = self.old.take() else { return Ok(()) };
         let mut migrations = std::mem::take(&mut self.evolution.migrations);
         let migration = migrations.iter_mut().find(|migration| migration.from().0 == old.version);

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::exchange::{PageEntry, PageSource};
 use super::schema::{Schema, StateTypes};
+use super::tiles::holding;
 use super::{Cursor, KeyedTable, OperatorState};
 use crate::error::Error;
 use crate::id::KeyGroup;
@@ -83,11 +84,8 @@ impl<K: Key, V: Data> Migration<K, V> {
     ) -> Result<(), Error> {
         let schema = Schema { layout: self.types.layout, version: self.from };
         old.pages.sort_unstable_by_key(|page| page.prefix);
-        let mut rest = &old.pages[..];
         for group in groups {
-            let group_of = |page: &PageEntry| KeyGroup::of_hash(page.prefix).0;
-            rest = &rest[rest.partition_point(|page| group_of(page) < group)..];
-            let pages = &rest[..rest.partition_point(|page| group_of(page) == group)];
+            let pages = holding(&(group..group + 1), &old.pages);
             if !pages.is_empty() {
                 (self.read)(OldGroup { schema, group, pages, source: &old.source }, &mut take)?;
             }
@@ -107,6 +105,7 @@ fn each_entry<K: Key, O: Data>(
     );
     let restored = table.restore_pages(schema.word(), pages, source);
     restored.map_err(|reason| source.corrupt(pages[0].place, reason))?;
+    table.migrate()?;
     while table.load(READ_BYTES)? {}
     let (mut cursor, mut entries) = (Cursor::default(), Vec::new());
     loop {

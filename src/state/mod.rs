@@ -121,7 +121,8 @@ pub trait OperatorState: Send {
         Err(format!("{} pages of schema {schema}: it has none", pages.len()))
     }
 
-    /// Turns all of it that was given back in an older version into this one's, before any update.
+    /// Reads what of it cannot stay on disk, before any update: all that was given back in an older version,
+    /// which it turns into this one's, and pages that hold state of other tasks too.
     ///
     /// # Errors
     /// The disk's, or a page that is not what was written. What the user's code panics with, it

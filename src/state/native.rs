@@ -18,13 +18,15 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::capture::{CLEAN, Capture, Pages, UNLOADED};
-use super::directory::{GROUP_BITS, group_start, hash_after};
 use super::exchange::{Chunk, PageEntry, PageSource};
 use super::keyed::Cursor;
 use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
 use super::memory::PageMemory;
-use super::tiles::{DEPTH_MAX, Tiles, empty_tiles, first_version, may_double, tiled};
+use super::tiles::{
+    DEPTH_MAX, GROUP_BITS, Tiles, Tiling, empty_tiles, first_version, group_start, hash_after,
+    may_double, tiled,
+};
 use super::{Drained, StateWriter};
 use crate::config::ENTRY_BYTES_MAX;
 use crate::error::Error;
@@ -227,7 +229,8 @@ impl<K: Key, V: Data> NativeTable<K, V> {
         source: &Arc<dyn PageSource>,
     ) -> Result<(), String> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
-        let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
+        let Tiling { tiles, shared } = tiled(self.groups.clone(), GROUP_BITS, pages)?;
+        debug_assert!(shared.is_empty(), "a bucket belongs to one key group");
         self.buckets = Buckets::new(&self.groups, &tiles);
         let unloaded = Unloaded::new(&tiles, source.clone());
         self.capture.ledger = Ledger::restored(tiles, unloaded.bytes());

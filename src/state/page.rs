@@ -52,7 +52,7 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 pub(super) struct Header {
     /// [`Header::MAGIC`].
     pub magic: u32,
-    /// Bits of the hash that all keys here share; at least those of the key group.
+    /// Bits of the hash that all keys here share.
     pub depth: u32,
     /// Those bits, left-aligned.
     pub prefix: u64,

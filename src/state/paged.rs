@@ -10,19 +10,20 @@
 
 #![expect(unsafe_code, reason = "a value found in a page outlives the borrow that found it")]
 
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::capture::{CLEAN, Capture, Pages, UNLOADED};
-use super::directory::{Directory, GROUP_BITS, group_start, hash_after};
+use super::directory::{DEPTH_MIN, Directory};
 use super::exchange::{PageEntry, PageSource};
 use super::keyed::Cursor;
 use super::ledger::{Ledger, Lost};
 use super::load::{Read, Unloaded};
-use super::memory::Holes;
+use super::memory::{Holes, Room};
 use super::page::{PageMut, Place, heap_bytes_of};
-use super::tiles::tiled;
+use super::tiles::{GROUP_BITS, Tiling, group_start, hash_after, tiled};
 use super::{Drained, StateWriter, restore};
 use crate::config::KEY_BYTES_MAX;
 use crate::error::Error;
@@ -50,6 +51,8 @@ pub(super) struct PagedTable<K: Key, V: Data> {
     len: usize,
     capture: Capture,
     unloaded: Option<Unloaded>,
+    /// Pages of the restored table that are not its own alone, to be [taken](Self::take_shared).
+    shared: Option<(Vec<PageEntry>, Arc<dyn PageSource>)>,
     /// Bytes of pages that may be moved for what was handed over since some were.
     movable_bytes: usize,
 }
@@ -58,7 +61,8 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     pub fn new(groups: Range<u32>) -> Self {
         let directory = Directory::new(groups.clone());
         let capture = Capture::default();
-        Self { directory, groups, len: 0, capture, unloaded: None, movable_bytes: 0 }
+        let (unloaded, shared) = (None, None);
+        Self { directory, groups, len: 0, capture, unloaded, shared, movable_bytes: 0 }
     }
 
     /// Entries; all of them once nothing is left to load.
@@ -137,7 +141,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         }
         self.len += 1;
         let mut index = index;
-        if !self.directory.page(hash).has_room(index, heap_bytes) {
+        if !self.directory.has_room(hash, index, heap_bytes) {
             index = self.directory.make_room(hash, heap_bytes, self.capture.version());
             self.directory.take_born().for_each(|first_hash| self.capture.born(first_hash));
         }
@@ -188,14 +192,19 @@ impl<K: Key, V: Data> PagedTable<K, V> {
             let hash = group_start(group) + after;
             self.require(hash);
             let page = self.directory.page(hash);
-            out.extend(page.live().map(|i| (page.key_at(i), page.value(i).clone())));
-            let next = hash_after(page.header().prefix, page.header().depth);
+            let (prefix, depth) = (page.header().prefix, page.header().depth);
+            let is_alone = depth >= GROUP_BITS;
+            let of_group = |i: &usize| is_alone || KeyGroup::of_hash(page.hash_at(*i)) == group;
+            let entries = page.live().filter(of_group);
+            out.extend(entries.map(|i| (page.key_at(i), page.value(i).clone())));
+            let next = hash_after(prefix, depth);
             cursor.0 = next.map(|hash| hash - group_start(group));
         }
         false
     }
 
     pub fn mark(&mut self) {
+        assert!(self.shared.is_none(), "what others share was not taken");
         self.capture.mark();
     }
 
@@ -231,11 +240,32 @@ impl<K: Key, V: Data> PagedTable<K, V> {
         source: &Arc<dyn PageSource>,
     ) -> Result<(), String> {
         assert!(self.len == 0 && self.unloaded.is_none(), "a table is restored once, when new");
-        let tiles = tiled(self.groups.clone(), GROUP_BITS, pages)?;
+        let Tiling { tiles, shared } = tiled(self.groups.clone(), DEPTH_MIN, pages)?;
         self.directory = Directory::with_pages(self.groups.clone(), &tiles);
         let unloaded = Unloaded::new(&tiles, source.clone());
         self.capture.ledger = Ledger::restored(tiles, unloaded.bytes());
         self.unloaded = Some(unloaded);
+        self.shared = Some((shared, source.clone())).filter(|(shared, _)| !shared.is_empty());
+        Ok(())
+    }
+
+    /// Reads the pages that hold key groups of other tables too, and takes what is of this one, as if records
+    /// had put it there. They are small tables' and few: two at most if the table is in one piece.
+    pub fn take_shared(&mut self) -> Result<(), Error> {
+        let Some((pages, source)) = self.shared.take() else { return Ok(()) };
+        for entry in pages {
+            let mut room = Room::alone(entry.bytes as usize);
+            source.read(entry.place, &mut [IoSliceMut::new(room.bytes_mut())])?;
+            let corrupt = |reason| source.corrupt(entry.place, reason);
+            let page = restore::page::<K, V>(&entry, room).map_err(corrupt)?;
+            let page = page.page();
+            for index in page.live() {
+                let hash = page.hash_at(index);
+                if self.groups.contains(&KeyGroup::of_hash(hash).0) {
+                    self.upsert(hash, &page.key_at(index), || page.value(index).clone());
+                }
+            }
+        }
         Ok(())
     }
 

@@ -181,8 +181,18 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
 
     fn restore(&mut self, split: u32) {
         let Some((index, complete)) = self.complete.first() else { return };
-        let mut halves = contents(&mut self.shelf.restored::<K, V>(index, 0..split));
-        halves.extend(contents(&mut self.shelf.restored::<K, V>(index, split..128)));
+        let mut halves = BTreeMap::new();
+        for groups in [0..split, split..128] {
+            let mut half = self.shelf.restored::<K, V>(index, groups.clone());
+            // What it writes is all that it has, also where a page was of both halves.
+            let mut shelf = self.shelf.other();
+            half.mark(self.snapshot);
+            while half.drain(10_000, &mut shelf).unwrap() != Drained::Done {}
+            let written = shelf.finish();
+            let found = contents(&mut half);
+            assert_eq!(contents(&mut shelf.restored::<K, V>(&written, groups)), found);
+            halves.extend(found);
+        }
         assert_eq!(&halves, complete);
         self.table = self.shelf.restored(index, 0..128);
         self.shelf.abandon();

@@ -65,6 +65,7 @@ fn check<K: Key + Ord + Debug, O: Data, V: Data + PartialEq + Debug>(
         let layout = KeyedTable::<K, V>::types().layout;
         assert_eq!(Schema::of(shelf.schema), Some(Schema { layout, version: 5 }));
         let mut again = given(&(shelf, index), groups, version::<K, V>(5)).unwrap();
+        again.migrate().unwrap();
         while again.load(10_000).unwrap() {}
         assert_eq!(contents(&mut again), contents(&mut table), "what is written is all of it");
         found.append(&mut contents(&mut table));

@@ -113,6 +113,11 @@ impl Shelf {
         Self { is_broken: true, ..Self::default() }
     }
 
+    /// Another one with the same segments, as a second worker has.
+    pub fn other(&self) -> Self {
+        Self { segments: self.segments.clone(), schema: self.schema, ..Self::new() }
+    }
+
     /// The part at hand is written: what a restore would find.
     pub fn finish(&mut self) -> Index {
         if std::mem::take(&mut self.is_broken) {
@@ -177,6 +182,7 @@ impl Shelf {
         let mut table = KeyedTable::new(groups);
         let pages: Vec<PageEntry> = index.0.values().copied().collect();
         table.restore_pages(self.schema, &pages, &self.source()).unwrap();
+        table.migrate().unwrap();
         table
     }
 
