@@ -108,10 +108,24 @@ pub fn place_kernel_threads(cores: &[usize]) -> io::Result<()> {
     IoUring::new(1)?.submitter().register_iowq_aff(&set)
 }
 
+/// A ring whose completions do not interrupt the thread that waits for them: what the kernel has to do for one in the
+/// thread's own time is done when it looks for them, or is in the kernel anyway. Kernels before 5.19 know only
+/// the other way.
+fn ring(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_coop_taskrun().setup_taskrun_flag();
+    match builder.build(entries) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            IoUring::builder().dontfork().build(entries)
+        }
+        built => built,
+    }
+}
+
 impl SystemQueue for UringQueue {
     fn with_depth(depth: usize) -> io::Result<Self> {
         assert!((1..=1024).contains(&depth), "a queue of depth {depth}");
-        let ring = IoUring::builder().dontfork().build(2 * depth as u32)?;
+        let ring = ring(2 * depth as u32)?;
         let slots = (0..depth).map(|_| None).collect();
         Ok(Self { ring, slots, owed: 0, watch: Watch::default(), next_ticket: 0 })
     }
@@ -145,6 +159,7 @@ impl DiskQueue for UringQueue {
         if self.owed == 0 {
             return;
         }
+        self.enter();
         if self.reap(completions) {
             self.watch.restart(clock::now_ns());
         } else {
@@ -159,12 +174,14 @@ impl DiskQueue for UringQueue {
 }
 
 impl UringQueue {
-    /// Hands the kernel what is in the submission ring. A passing refusal is made good by the next
-    /// poll: the submissions stay where they are.
+    /// Hands the kernel what is in the submission ring, and lets it do what it has put off. A passing refusal is
+    /// made good by the next poll: the submissions stay where they are.
     fn enter(&mut self) {
-        if self.ring.submission().is_empty() {
+        let submission = self.ring.submission();
+        if submission.is_empty() && !submission.taskrun() {
             return;
         }
+        drop(submission);
         if let Err(error) = self.ring.submit() {
             let passing = matches!(
                 error.raw_os_error().map(Errno::from_raw_os_error),
