@@ -217,8 +217,8 @@ pub struct Config {
     pub idle: Idle,
     /// What runs the workers.
     pub driver: Driver,
-    /// Cores, by number, for the kernel's threads that write for the workers. Empty: the kernel puts them
-    /// somewhere, often on a worker's own core though another is idle. A
+    /// Cores, by number, for the kernel's threads that write for the workers. Empty: those that no worker has; if
+    /// every core has one, the kernel puts them somewhere. A
     /// [`Stepper`](crate::engine::stepper::Stepper) leaves them to its caller.
     pub disk_cores: Vec<usize>,
     /// What happens after a failure.

@@ -29,8 +29,8 @@ pub struct Workers {
     /// Never give up a core: lowest latency, for a machine that has nothing else to do
     #[arg(long)]
     busy_poll: bool,
-    /// Cores for the kernel's threads that write for the workers, such as 2,3 [default: where the kernel
-    /// puts them, often a worker's own core]
+    /// Cores for the kernel's threads that write for the workers, such as 2,3 [default: those that no worker
+    /// has]
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     disk_cores: Vec<usize>,
 }

@@ -93,13 +93,14 @@ impl Pool {
         if kind == Kind::Glommio {
             prepare();
         }
+        let disk_cores = DiskCores::of(config, cores);
         let signals: Arc<[Signal]> = (0..config.workers).map(|_| Signal::default()).collect();
         let mut pool = Self { threads: Vec::new(), signals };
         for (index, core) in cores.iter().copied().enumerate().take(config.workers) {
             let (mailbox, workers) = channel();
             let (teller, word) = channel();
             let signals = pool.signals.clone();
-            let (idle, disk_cores) = (config.idle, config.disk_cores.clone());
+            let (idle, disk_cores) = (config.idle, disk_cores.clone());
             let seat = Seat { index, core, disk_cores, signals, idle, workers, teller };
             let handle = spawn(seat, kind)?;
             let up = word.recv();
@@ -138,11 +139,45 @@ impl Drop for Pool {
     }
 }
 
+/// Where the kernel's threads run that write for the workers.
+#[derive(Clone)]
+enum DiskCores {
+    /// There, or the job does not start.
+    Asked(Vec<usize>),
+    /// There if the kernel takes them: on the cores that no worker has. On that of the worker that submits,
+    /// where it often wakes them, they take it from its records.
+    Free(Vec<usize>),
+}
+
+impl DiskCores {
+    fn of(config: &Config, cores: &[CoreId]) -> Self {
+        if config.disk_cores.is_empty() {
+            return Self::Free(cores.iter().skip(config.workers).map(|core| core.id).collect());
+        }
+        Self::Asked(config.disk_cores.clone())
+    }
+
+    /// For the calling thread.
+    fn place_kernel_threads(&self) -> Result<()> {
+        match self {
+            Self::Asked(cores) => disk::place_kernel_threads(cores)
+                .map_err(|error| refused_cores(cores, &format!("io_uring refuses them: {error}"))),
+            Self::Free(cores) => {
+                if !cores.is_empty() {
+                    // Nobody has asked: then they stay where the kernel puts them.
+                    _ = disk::place_kernel_threads(cores);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
 /// What a thread needs.
 struct Seat {
     index: usize,
     core: CoreId,
-    disk_cores: Vec<usize>,
+    disk_cores: DiskCores,
     signals: Arc<[Signal]>,
     idle: Idle,
     workers: Receiver<Worker>,
@@ -152,16 +187,6 @@ struct Seat {
 impl Seat {
     fn signal(&self) -> &Signal {
         &self.signals[self.index]
-    }
-
-    /// Places the kernel's threads that write for this one where they were asked to be.
-    fn place_kernel_threads(&self) -> Result<()> {
-        if self.disk_cores.is_empty() {
-            return Ok(());
-        }
-        disk::place_kernel_threads(&self.disk_cores).map_err(|error| {
-            refused_cores(&self.disk_cores, &format!("io_uring refuses them: {error}"))
-        })
     }
 
     /// Steps the worker until it is to be parked for so long; `None`: it has stopped.
@@ -229,7 +254,7 @@ fn spawn(seat: Seat, kind: Kind) -> Result<JoinHandle<()>> {
 
 fn run_plain(seat: &Seat) -> Result<()> {
     core_affinity::set_for_current(seat.core);
-    seat.place_kernel_threads()?;
+    seat.disk_cores.place_kernel_threads()?;
     _ = seat.signal().thread.set(std::thread::current());
     _ = seat.teller.send(Ok(()));
     while let Ok(mut worker) = seat.workers.recv() {
@@ -250,7 +275,7 @@ fn run_plain(seat: &Seat) -> Result<()> {
 fn run_glommio(seat: &Seat) -> Result<()> {
     let builder = LocalExecutorBuilder::new(Placement::Fixed(seat.core.id));
     let executor = builder.io_memory(IO_MEMORY_BYTES).make().map_err(refused)?;
-    seat.place_kernel_threads()?;
+    seat.disk_cores.place_kernel_threads()?;
     _ = seat.teller.send(Ok(()));
     executor.run(async {
         while let Ok(mut worker) = seat.workers.recv() {
@@ -309,6 +334,19 @@ mod tests {
             assert_eq!(pool.threads.len(), 1);
             assert_eq!(pool.lost().count(), 0);
         }
+    }
+
+    #[test]
+    fn the_disk_gets_the_cores_that_no_worker_has_unless_others_were_asked_for() {
+        let cores: Vec<CoreId> = [2, 3, 5, 7].map(|id| CoreId { id }).into();
+        let of = |config: &Config| match DiskCores::of(config, &cores) {
+            DiskCores::Asked(cores) => (true, cores),
+            DiskCores::Free(cores) => (false, cores),
+        };
+        assert_eq!(of(&Config::workers(2)), (false, vec![5, 7]));
+        assert_eq!(of(&Config::workers(4)), (false, vec![]));
+        let asked = Config { disk_cores: vec![2], ..Config::workers(2) };
+        assert_eq!(of(&asked), (true, vec![2]));
     }
 
     /// The thread ended after its pool was started, and the supervisor waited for it for ever.
