@@ -12,7 +12,7 @@
 //! - Ids rise by one per trigger; at most [`SNAPSHOTS_PENDING_MAX`] are pending.
 //! - An ack counts once, for its own snapshot and attempt only ([`Ack`] says which it was).
 //! - A snapshot is committed only when every worker has acked it; committing n gives up what is
-//!   pending below n.
+//!   pending below n and not being committed. Several may be, and end in their order.
 //! - A job ends with two snapshots. The first begins after *every* task has finished (or the sources
 //!   were paused), so it covers all output: losing that one is Flink's bug. The second begins after
 //!   sinks have committed the first, so it lists nothing that is still to be committed, and running
@@ -334,7 +334,8 @@ impl<P> Coordinator<P> {
         pending.committing = true;
         let (last, triggered_ns) = (pending.last == Some((true, true)), pending.triggered_ns);
         let parts = pending.parts.iter_mut().filter_map(Option::take).collect();
-        let older: Vec<_> = self.pending.range(..snapshot).map(|(&id, _)| id).collect();
+        let older = self.pending.range(..snapshot).filter(|(_, older)| !older.committing);
+        let older: Vec<_> = older.map(|(&id, _)| id).collect();
         let mut actions: Vec<_> = older
             .into_iter()
             .flat_map(|id| self.give_up(id, format!("snapshot {snapshot} overtook it"), 0))

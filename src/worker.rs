@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::guard;
 use crate::id::{Attempt, SnapshotId, WorkerId};
 use crate::inbox;
-use crate::store::PartWriter;
+use crate::store::{Committed, PartWriter};
 use crate::task::{Progress, Task};
 
 pub use handover::Handover;
@@ -100,6 +100,13 @@ pub enum Event {
     Failed(WorkerId, Attempt, Error),
     /// It has stopped as it was told to.
     Stopped(WorkerId, Attempt, Box<Measured>),
+    /// Of no worker: a manifest that was written beside the supervisor is durable, or is not.
+    Committed {
+        /// What came of it.
+        committed: Committed,
+        /// How long that took, ns.
+        took_ns: u64,
+    },
 }
 
 /// What a worker measured.

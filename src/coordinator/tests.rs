@@ -104,6 +104,23 @@ fn trap_23_completing_a_snapshot_gives_up_the_older_pending_one() {
 }
 
 #[test]
+fn one_that_is_being_committed_is_not_given_up_for_a_later_one() {
+    let mut c = started(1, 1);
+    (1..=3).for_each(|n| _ = tick(&mut c, n * 10 * MS));
+    assert_eq!(ack(&mut c, 0, 1).1, [commit(1, vec![0], false, 10 * MS)]);
+    let (_, actions) = ack(&mut c, 0, 3);
+    assert!(matches!(actions[0], Action::Abort { snapshot: SnapshotId(2), .. }));
+    assert_eq!(actions[1..], [commit(3, vec![0], false, 30 * MS)]);
+    let late = 5000 * MS;
+    assert_eq!(tick(&mut c, late), [inject(SnapshotId(4))], "no timeout takes a commit back");
+    let complete = |n, duration_ns| Action::Complete { snapshot: SnapshotId(n), duration_ns };
+    assert_eq!(c.committed(SnapshotId(1), late), [complete(1, late - 10 * MS)]);
+    let failed = c.failed(SnapshotId(3), A, "a test".into(), late);
+    assert!(matches!(failed[..], [Action::Abort { snapshot: SnapshotId(3), .. }]));
+    assert_eq!(c.cadence().completed, 1);
+}
+
+#[test]
 fn so_many_are_pending_at_most_and_missed_intervals_are_counted() {
     let mut c = started(1, 1);
     let most = SNAPSHOTS_PENDING_MAX as u64;

@@ -3,6 +3,7 @@
 //! [`run`] runs it on pinned threads; [`stepper::Stepper`] is the same engine without a thread, for
 //! tests and for callers with a loop of their own. Both carry out what the [`supervisor`] says.
 
+mod committers;
 pub mod hiccup;
 pub mod memory;
 mod park;
@@ -186,6 +187,7 @@ pub fn run(
         supervisor::Opened::Complete(report) => return Ok(*report),
         supervisor::Opened::Ready(supervisor) => supervisor,
     };
+    supervisor.commit_beside();
     loop {
         let turn = guard::caught(|| supervisor.turn(clock::now_ns(), notice));
         match turn.unwrap_or_else(|caught| Turn::Done(Err(panicked(caught)))) {

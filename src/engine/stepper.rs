@@ -68,6 +68,17 @@ impl<'g> Stepper<'g> {
         None
     }
 
+    /// From now on manifests are written by [`commit`](Self::commit) only, as where a disk is slower than the
+    /// interval: in any order, and several may be under way.
+    pub fn hold_commits(&mut self) {
+        self.supervisor.hold_commits();
+    }
+
+    /// Writes one of the manifests that are held, the `nth` modulo how many there are.
+    pub fn commit(&mut self, nth: usize) {
+        self.supervisor.carry_out(nth);
+    }
+
     /// How many workers there are to step.
     #[must_use]
     pub fn workers(&self) -> usize {

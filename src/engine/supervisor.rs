@@ -15,6 +15,7 @@
 //! - No two attempts overlap: workers of the next one are made when all of the last have stopped.
 
 mod cadence;
+mod commits;
 mod hold;
 mod restore;
 mod schema;
@@ -26,6 +27,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use self::commits::{Commits, Decided};
 use self::hold::hold;
 use super::{End, Handle, Notice, Report, memory};
 use crate::clock;
@@ -39,12 +41,10 @@ use crate::id::{Attempt, KEY_GROUPS, SnapshotId, StateSlot, WorkerId};
 use crate::inbox;
 use crate::operator::sink::NOBODY;
 use crate::operator::source::ReaderContext;
-use crate::phases::{PhaseHistograms, Phases};
+use crate::phases::PhaseHistograms;
 use crate::plan::{Instance, Plan};
 use crate::spill::remove_leftovers;
-use crate::store::{
-    JobIdentity, Loaded, MANIFEST_FORMAT, Manifest, OperatorEntry, SPILL, StateEntry, Store,
-};
+use crate::store::{JobIdentity, Loaded, Manifest, OperatorEntry, SPILL, StateEntry, Store};
 use crate::task::Task;
 use crate::worker::{Command, Event, Handover, Share, Worker};
 
@@ -89,14 +89,6 @@ enum Phase {
     Over,
 }
 
-/// A snapshot that every worker has acked.
-struct Decided {
-    snapshot: SnapshotId,
-    shares: Vec<Share>,
-    last: bool,
-    triggered_ns: u64,
-}
-
 /// The supervisor of one run.
 pub struct Supervisor<'g> {
     graph: &'g Graph,
@@ -105,6 +97,8 @@ pub struct Supervisor<'g> {
     disk: Arc<dyn Disk>,
     handle: Handle,
     identity: JobIdentity,
+    /// Before the store: dropped first it waits for what is written.
+    commits: Commits,
     store: Option<Store>,
     spill_lock: Option<DiskLock>,
     newest: Option<Manifest>,
@@ -157,13 +151,6 @@ fn identity_of(graph: &Graph, disk: &Arc<dyn Disk>) -> Result<JobIdentity> {
     Ok(JobIdentity { name: graph.name.clone(), fingerprint: lines.join("\n") })
 }
 
-/// What a manifest says of how its snapshot was taken. It cannot say how long its own commit took.
-fn notes_of(phases: &Phases, durable_parts_ns: u64) -> BTreeMap<String, u64> {
-    let named = phases.named().into_iter().filter(|(name, _)| *name != "commit_ns");
-    let total = ("trigger_to_durable_parts_ns", durable_parts_ns);
-    named.chain([total]).map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
 impl<'g> Supervisor<'g> {
     /// Opens the job's snapshot directory, if it has one.
     ///
@@ -191,6 +178,7 @@ impl<'g> Supervisor<'g> {
         if snapshots.is_some_and(|snapshots| snapshots.mode == Mode::Synchronous) {
             coordinator = coordinator.one_at_a_time();
         }
+        let interval_ns = snapshots.map_or(0, |snapshots| clock::duration_ns(snapshots.interval));
         let report = Report {
             end: End::Complete,
             restored: newest.as_ref().map(Manifest::id),
@@ -211,6 +199,7 @@ impl<'g> Supervisor<'g> {
             disk,
             handle,
             identity,
+            commits: Commits::new(interval_ns),
             store,
             spill_lock: None,
             newest,
@@ -390,6 +379,10 @@ impl<'g> Supervisor<'g> {
                 Vec::new()
             }
             Event::Failed(..) | Event::Stopped(..) => Vec::new(),
+            Event::Committed { committed, took_ns } => {
+                self.commits.ended(committed, took_ns);
+                self.end_commits(now_ns)
+            }
         };
         if matches!(self.phase, Phase::Running) {
             self.act(actions, now_ns, notice);
@@ -490,52 +483,6 @@ impl<'g> Supervisor<'g> {
             None => self.proven_from = Some(self.coordinator.next_snapshot()),
             Some(first) if completed >= first && !last => self.failures = 0,
             Some(_) => {}
-        }
-    }
-
-    /// Decides by `now_ns` only, which is the driver's time; the clock measures what it took.
-    fn commit(&mut self, decided: Decided, now_ns: u64) -> Vec<Action<Share>> {
-        let Decided { snapshot, shares, last, triggered_ns } = decided;
-        let phases = shares.iter().map(|share| share.phases);
-        let mut phases = phases.reduce(Phases::joined).unwrap_or_default();
-        let parts = shares.into_iter().map(|share| share.part).collect();
-        let began_ns = clock::now_ns();
-        let store = self.store.as_mut().expect("there are snapshots");
-        let manifest = Manifest {
-            format: MANIFEST_FORMAT,
-            snapshot: snapshot.0,
-            generation: store.generation(),
-            attempt: self.attempt.0,
-            created_unix_ms: clock::unix_ms(),
-            job: self.identity.clone(),
-            last,
-            unread_since: self.unread_since.filter(|_| !self.loading.is_empty()),
-            operators: schema::entries(self.graph),
-            parts,
-            notes: notes_of(&phases, now_ns.saturating_sub(triggered_ns)),
-        };
-        match store.commit(&manifest) {
-            Ok(()) => {
-                self.newest = Some(manifest);
-                phases.commit_ns = clock::now_ns() - began_ns;
-                self.report.phases.record(&phases);
-                let mut actions = self.coordinator.committed(snapshot, now_ns);
-                if let Some(Action::Complete { duration_ns, .. }) = actions.first_mut() {
-                    *duration_ns += phases.commit_ns;
-                }
-                // A failed collection leaves files behind that the next one finds.
-                _ = self.store.as_mut().expect("there are snapshots").collect();
-                actions
-            }
-            Err(Error::Snapshot { reason, .. }) => {
-                self.coordinator.failed(snapshot, self.attempt, reason, now_ns)
-            }
-            Err(error) => {
-                // Whether the manifest is durable is not known, so sinks may neither commit nor
-                // give up: only a restore from what the directory then holds can tell.
-                self.stop(error);
-                Vec::new()
-            }
         }
     }
 

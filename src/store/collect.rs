@@ -56,7 +56,7 @@ impl Store {
     /// had to stay until all pages were read.
     fn remove_slots_beyond_retention(&mut self) -> Result<usize> {
         let mut removed = 0;
-        while self.slots.valid(self.held) > self.retention + 1 {
+        while self.slots.valid(self.held) > self.retention + self.side_by_side {
             let oldest = self.slots.oldest(self.held).expect("there are some");
             let path = self.directory.path.join(manifest_name(oldest));
             self.remove(&manifest_name(oldest))?;

@@ -1,34 +1,188 @@
 //! The commit: where a snapshot becomes complete, or does not.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::layout::{
     GENERATION, LOCK, SlotNumber, manifest_name, passed_over_name, refused, replace, temporary,
 };
 use super::manifest::{MANIFEST_FORMAT, Manifest, to_frame};
 use super::open::{read_generation, read_pid};
+use super::segment::Directory;
 use super::slots::{Content, Kept, SLOT_BYTES, Slots};
 use super::{Skipped, Store};
-use crate::disk::{DIRECT_BYTES, Disk, FileHandle};
+use crate::disk::{Buffer, DIRECT_BYTES, Disk, FileHandle};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
+use crate::guard;
 use crate::id::SnapshotId;
+
+/// A manifest on its way into its slot: [`Store::begin_commit`] makes it, [`run`](Self::run) writes it, and
+/// [`Store::end_commit`] is told what came of it.
+pub struct Commit {
+    directory: Arc<Directory>,
+    id: SnapshotId,
+    slot: SlotNumber,
+    is_new: bool,
+    bytes: Buffer,
+    kept: Kept,
+    holds: SnapshotId,
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commit")
+            .field("id", &self.id)
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What came of a [`Commit`].
+#[derive(Debug)]
+pub struct Committed {
+    commit: Commit,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Durable,
+    /// It failed before anything was changed.
+    Untouched(Error),
+    /// It failed, and the slot is empty.
+    Emptied(Error),
+    /// Whether it will be there is not known.
+    Unknown(Error),
+}
+
+impl Committed {
+    /// Of which snapshot it is.
+    #[must_use]
+    pub fn snapshot(&self) -> SnapshotId {
+        self.commit.id
+    }
+}
+
+impl Commit {
+    /// Writes it and waits until it is durable, or not. On any thread, and beside others: each has a slot of its
+    /// own.
+    #[must_use]
+    pub fn run(self) -> Committed {
+        let outcome = guard::caught(|| self.write()).unwrap_or_else(|caught| {
+            Outcome::Unknown(caught.into_error(|message| Error::SupervisorPanicked { message }))
+        });
+        Committed { commit: self, outcome }
+    }
+
+    fn write(&self) -> Outcome {
+        match self.directory.check_generation(self.id) {
+            Err(error) => Outcome::Untouched(error),
+            Ok(()) if self.is_new => self.make_slot(),
+            Ok(()) => self.overwrite_slot(),
+        }
+    }
+
+    /// Makes a slot with this content: written beside it, and renamed. **The rename is the decision**.
+    fn make_slot(&self) -> Outcome {
+        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
+        let path = dir.join(manifest_name(self.slot));
+        let unfinished = dir.join(temporary(&manifest_name(self.slot)));
+        let write = || {
+            let file = disk.create_new(&unfinished)?;
+            file.write_all_at(&self.bytes, 0)?;
+            file.sync_data()
+        };
+        if let Err(source) = write() {
+            // If this fails too the next open removes it: a temporary name decides nothing.
+            let _ = disk.remove(&unfinished);
+            let reason = refused(disk, "write", unfinished, source).to_string();
+            return Outcome::Untouched(Error::Snapshot { snapshot: self.id, reason });
+        }
+        let decide = || disk.rename(&unfinished, &path).and_then(|()| disk.sync_dir(dir));
+        match decide() {
+            Ok(()) => Outcome::Durable,
+            Err(source) => Outcome::Unknown(refused(disk, "make durable", path, source)),
+        }
+    }
+
+    /// Overwrites a slot. **The sync is the decision**; if it fails, or the write does, the slot is made
+    /// empty and synced again, which is certain too, or the outcome is not known.
+    fn overwrite_slot(&self) -> Outcome {
+        let (disk, dir, snapshot) = (&*self.directory.disk, &self.directory.path, self.id);
+        let path = dir.join(manifest_name(self.slot));
+        let file = match disk.open_direct(&path) {
+            Ok(file) => file,
+            Err(source) => {
+                let reason = refused(disk, "open", &path, source).to_string();
+                return Outcome::Untouched(Error::Snapshot { snapshot, reason });
+            }
+        };
+        let Err(source) = file.write_all_at(&self.bytes, 0).and_then(|()| file.sync_data()) else {
+            return Outcome::Durable;
+        };
+        let error = refused(disk, "make durable", path, source);
+        // A file must not be written again after a failed sync: what of it is clean is not known.
+        // Opened anew its blocks are, once they are overwritten and synced without an error.
+        match disk.open(&dir.join(manifest_name(self.slot))).and_then(|file| empty(&file)) {
+            Ok(()) => Outcome::Emptied(Error::Snapshot { snapshot, reason: error.to_string() }),
+            Err(_) => Outcome::Unknown(error),
+        }
+    }
+}
+
+impl Directory {
+    /// The lock already keeps others out. This catches a lock file deleted under us, for the price
+    /// of reading 64 bytes that are in the page cache.
+    fn check_generation(&self, snapshot: SnapshotId) -> Result<()> {
+        self.check_there()?;
+        let found = read_generation(&*self.disk, &self.path)
+            .map_err(|error| Error::Snapshot { snapshot, reason: error.to_string() })?;
+        if found == self.generation {
+            return Ok(());
+        }
+        let pid = read_pid(&*self.disk, &self.path.join(LOCK));
+        Err(Error::Locked { path: self.path.clone(), pid })
+    }
+
+    fn check_there(&self) -> Result<()> {
+        match self.disk.len(&self.path.join(GENERATION)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Directory {
+                path: self.path.clone(),
+                reason: "its snapshots are gone, it was deleted or moved away while the job ran; put it \
+                         back, or start over with new snapshot and output directories"
+                    .into(),
+            }),
+            _ => Ok(()), // what else is wrong is found by whoever needs it
+        }
+    }
+}
 
 impl Store {
     /// Makes a snapshot complete: durable once this returns `Ok`.
     ///
     /// # Errors
-    /// [`Error::Snapshot`]: it certainly failed; the one before stays the newest, the job goes on.
-    /// [`Error::Locked`]: another process has taken over the directory. [`Error::Directory`]: it is
-    /// gone. Anything else: it is not known whether it is committed. In these cases the job must neither
-    /// commit nor abort what depends on it but stop and restore from the directory; every later commit is
-    /// refused.
+    /// As [`end_commit`](Self::end_commit).
+    ///
+    /// # Panics
+    /// As [`begin_commit`](Self::begin_commit).
+    pub fn commit(&mut self, manifest: &Manifest) -> Result<()> {
+        let commit = self.begin_commit(manifest)?;
+        self.end_commit(commit.run())
+    }
+
+    /// Begins to make a snapshot complete. Several may be under way: each goes into a slot of its own, beside
+    /// as many that stay as retention asks for.
+    ///
+    /// # Errors
+    /// Whether an earlier one is committed is not known: nothing may follow it.
     ///
     /// # Panics
     /// If ids do not rise, the manifest is not of this job and generation, or names a segment that is
     /// not in the directory.
-    pub fn commit(&mut self, manifest: &Manifest) -> Result<()> {
+    pub fn begin_commit(&mut self, manifest: &Manifest) -> Result<Commit> {
         let id = manifest.id();
         let next = self.next_snapshot();
         assert!(id >= next, "commit of snapshot {id}, the next is {next}");
@@ -39,97 +193,52 @@ impl Store {
             return Err(Error::io("commit to", self.path())(io::Error::other(reason)));
         }
         self.tried = id;
-        self.check_generation(id)?;
         let kept = self.reference(manifest);
-        let mut bytes = to_frame(FrameKind::Manifest, id, manifest);
-        let (slot, is_new) = self.slots.next(self.retention, manifest.holds());
-        let written = if is_new {
-            bytes.resize(bytes.len().next_multiple_of(SLOT_BYTES), 0);
-            self.make_slot(slot, id, &bytes)
-        } else {
-            self.overwrite_slot(slot, id, &bytes)
-        };
-        match written {
-            Ok(()) => {
-                self.held = manifest.holds();
-                let before = self.slots.set(slot, Content::Valid(kept));
-                before.iter().for_each(|before| self.release(before));
-                Ok(())
-            }
-            Err(error) => {
-                if self.undecided.is_none() {
-                    self.release(&kept);
-                }
-                Err(error)
-            }
-        }
+        let (slot, is_new) = self.slots.take_next(self.retention, manifest.holds());
+        self.side_by_side = self.side_by_side.max(self.slots.taken());
+        let mut bytes = self.buffers.pop().unwrap_or_default();
+        bytes.extend_from_slice(&to_frame(FrameKind::Manifest, id, manifest));
+        let multiple = if is_new { SLOT_BYTES } else { DIRECT_BYTES };
+        bytes.resize(bytes.len().next_multiple_of(multiple), 0);
+        let (directory, holds) = (self.directory.clone(), manifest.holds());
+        Ok(Commit { directory, id, slot, is_new, bytes, kept, holds })
     }
 
-    /// Makes a slot with this content: written beside it, and renamed. **The rename is the decision**.
-    fn make_slot(&mut self, slot: SlotNumber, id: SnapshotId, bytes: &[u8]) -> Result<()> {
-        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
-        let path = dir.join(manifest_name(slot));
-        let unfinished = dir.join(temporary(&manifest_name(slot)));
-        let write = || {
-            let file = disk.create_new(&unfinished)?;
-            file.write_all_at(bytes, 0)?;
-            file.sync_data()
+    /// What came of a commit; in the order in which they were begun.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`]: it certainly failed; the one before stays the newest, the job goes on.
+    /// [`Error::Locked`]: another process has taken over the directory. [`Error::Directory`]: it is
+    /// gone. Anything else: it is not known whether it is committed. In these cases the job must neither
+    /// commit nor abort what depends on it but stop and restore from the directory; every later commit is
+    /// refused.
+    pub fn end_commit(&mut self, committed: Committed) -> Result<()> {
+        let Committed { commit: Commit { id, slot, mut bytes, kept, holds, .. }, outcome } =
+            committed;
+        bytes.clear();
+        self.buffers.push(bytes);
+        let (content, result) = match outcome {
+            Outcome::Unknown(error) => {
+                self.undecided = Some(id);
+                return Err(error);
+            }
+            Outcome::Durable => {
+                self.held = holds;
+                (Content::Valid(kept), Ok(()))
+            }
+            Outcome::Untouched(error) => {
+                self.release(&kept);
+                self.slots.give_back(slot);
+                return Err(error);
+            }
+            Outcome::Emptied(error) => {
+                self.release(&kept);
+                (Content::Free, Err(error))
+            }
         };
-        if let Err(source) = write() {
-            // If this fails too the next open removes it: a temporary name decides nothing.
-            let _ = disk.remove(&unfinished);
-            let reason = refused(disk, "write", unfinished, source).to_string();
-            return Err(Error::Snapshot { snapshot: id, reason });
-        }
-        let decide = || disk.rename(&unfinished, &path).and_then(|()| disk.sync_dir(dir));
-        decide().map_err(|source| {
-            self.undecided = Some(id);
-            refused(disk, "make durable", path, source)
-        })
-    }
-
-    /// Overwrites a slot. **The sync is the decision**; if it fails, or the write does, the slot is made
-    /// empty and synced again, which is certain too, or the outcome is not known.
-    fn overwrite_slot(&mut self, slot: SlotNumber, id: SnapshotId, bytes: &[u8]) -> Result<()> {
-        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
-        let path = dir.join(manifest_name(slot));
-        let opened = disk.open_direct(&path);
-        let file = opened.map_err(|source| {
-            let reason = refused(disk, "open", &path, source).to_string();
-            Error::Snapshot { snapshot: id, reason }
-        })?;
-        self.aligned.clear();
-        self.aligned.extend_from_slice(bytes);
-        self.aligned.resize(bytes.len().next_multiple_of(DIRECT_BYTES), 0);
-        let Err(source) = file.write_all_at(&self.aligned, 0).and_then(|()| file.sync_data())
-        else {
-            return Ok(());
-        };
-        let error = refused(disk, "make durable", path, source);
-        // A file must not be written again after a failed sync: what of it is clean is not known.
-        // Opened anew its blocks are, once they are overwritten and synced without an error.
-        let emptied = disk.open(&dir.join(manifest_name(slot))).and_then(|file| empty(&file));
-        if emptied.is_err() {
-            self.undecided = Some(id);
-            return Err(error);
-        }
-        let before = self.slots.set(slot, Content::Free);
+        let before = self.slots.set(slot, content);
         before.iter().for_each(|before| self.release(before));
-        Err(Error::Snapshot { snapshot: id, reason: error.to_string() })
-    }
-
-    /// The lock already keeps others out. This catches a lock file deleted under us, for the price
-    /// of reading 64 bytes that are in the page cache.
-    fn check_generation(&self, snapshot: SnapshotId) -> Result<()> {
-        self.check_there()?;
-        let (disk, dir) = (&*self.directory.disk, &self.directory.path);
-        let found = read_generation(disk, dir)
-            .map_err(|error| Error::Snapshot { snapshot, reason: error.to_string() })?;
-        if found == self.directory.generation {
-            return Ok(());
-        }
-        let pid = read_pid(disk, &dir.join(LOCK));
-        Err(Error::Locked { path: dir.clone(), pid })
+        result
     }
 
     /// Looks whether the directory still is where it was: after that nothing can become durable, however
@@ -138,16 +247,7 @@ impl Store {
     /// # Errors
     /// [`Error::Directory`]: it was removed or moved away.
     pub fn check_there(&self) -> Result<()> {
-        let (disk, path) = (&*self.directory.disk, &self.directory.path);
-        match disk.len(&path.join(GENERATION)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Directory {
-                path: path.clone(),
-                reason: "its snapshots are gone, it was deleted or moved away while the job ran; put it \
-                         back, or start over with new snapshot and output directories"
-                    .into(),
-            }),
-            _ => Ok(()), // what else is wrong is found by whoever needs it
-        }
+        self.directory.check_there()
     }
 
     fn reference(&self, manifest: &Manifest) -> Kept {
@@ -199,7 +299,7 @@ pub(super) fn settle(disk: &dyn Disk, dir: &Path, slots: &Slots) -> Result<()> {
                     file.sync_data()
                 })
             }
-            Content::Valid(_) | Content::Skipped => Ok(()),
+            Content::Valid(_) | Content::Taken(_) | Content::Skipped => Ok(()),
         };
         settled.map_err(|source| refused(disk, "make durable", path, source))?;
     }

@@ -27,13 +27,15 @@
 //! are on disk and those in other segments synced, the index is written and fdatasync follows, linked;
 //! then the worker acks. With all acks the manifest is written over the oldest one in the directory
 //! that retention does not ask for, and fdatasync follows: **that is the decision** (`commit`; the
-//! first manifests, as long as there is none to overwrite, are renamed into place). Case by case,
-//! a crash
+//! first manifests, as long as there is none to overwrite, are renamed into place). Several may be under way,
+//! so that a slow flush does not bound the cadence: each has a slot of its own, and which of them a crash leaves
+//! does not matter, as each names only what is durable without the others. They end in their order. Case by
+//! case, a crash
 //! - before a part is durable leaves bytes that no manifest names, not through a later index either: a part is
 //!   acked only when its index and all that it goes on from are durable, with all that they list;
-//! - while the manifest is being written leaves n-1 newest and a slot that is torn, or n; n names only
-//!   what is durable. The slot held a manifest beyond retention, and no segment that only it
-//!   named is used again before the overwrite was synced;
+//! - while the manifest is being written leaves n-1 newest and a slot that is torn, or n, or a later one that
+//!   was under way with it; n names only what is durable. The slot held a manifest beyond retention, and no
+//!   segment that only it named is used again before the overwrite was synced;
 //! - afterwards leaves n.
 //!
 //! A torn slot cannot be told from one that was damaged later. So the open that finds it warns, keeps a
@@ -88,6 +90,7 @@ use crate::error::Result;
 use crate::id::{SnapshotId, StateSlot};
 use crate::state::{PageEntry, PageSource};
 
+pub use commit::{Commit, Committed};
 pub use inspect::{Condition, Report, SnapshotInfo, list, show, verify};
 pub(crate) use layout::SPILL;
 pub use manifest::{JobIdentity, MANIFEST_FORMAT, Manifest, OperatorEntry, PartRef};
@@ -108,7 +111,7 @@ pub const UNCOMMITTED_SNAPSHOTS_MAX: u64 = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreLimits {
     /// Complete snapshots kept; at least [`RETENTION_MIN`] are, whatever it says, and one more, which
-    /// the next commit overwrites. As many from before a restore stay beside them until all of it was read.
+    /// the next commit overwrites, or as many as were committed side by side. As many from before a restore stay beside them until all of it was read.
     pub retention: usize,
     /// Size of a writer's first segment file, where the disk has room; each later one is twice as large, up to
     /// `segment_bytes_max`.
@@ -144,9 +147,11 @@ pub struct Store {
     held: SnapshotId,
     /// Set when it is not known whether this snapshot is committed: nothing may follow.
     undecided: Option<SnapshotId>,
-    /// Memory for the manifest that overwrites a slot, kept: giving it back each time, the system interrupts every
-    /// processor that runs a worker.
-    aligned: Buffer,
+    /// The most commits that were under way at once.
+    side_by_side: usize,
+    /// Memory for manifests, kept: giving it back each time, the system interrupts every processor that runs a
+    /// worker.
+    buffers: Vec<Buffer>,
     /// What the open has read of the newest snapshot, for whoever loads it.
     verified: Option<(Vec<PartRef>, chain::Content)>,
     _lock: DiskLock,

@@ -23,7 +23,7 @@ use super::segment::{Directory, Generation, Known, Table};
 use super::slots::{self, Kept, Slots};
 use super::{Opened, RETENTION_MIN, Skipped, Store, StoreLimits, UNCOMMITTED_SNAPSHOTS_MAX, read};
 use crate::clock;
-use crate::disk::{Buffer, Disk, DiskLock};
+use crate::disk::{Disk, DiskLock};
 use crate::error::{Error, Result};
 use crate::frame::FrameKind;
 use crate::id::{SegmentId, SnapshotId};
@@ -95,7 +95,8 @@ pub(super) fn open(
         held: found.newest.as_ref().map_or(SnapshotId(0), Manifest::holds),
         slots: found.slots,
         undecided: None,
-        aligned: Buffer::new(),
+        side_by_side: 1,
+        buffers: Vec::new(),
         verified: found.verified,
         _lock: lock,
         directory: Arc::new(Directory {

@@ -35,6 +35,9 @@ pub(super) enum Content {
     Free,
     /// A manifest that counts.
     Valid(Kept),
+    /// A commit is under way into it; what was in it before, unless it has to be made, may still count after a
+    /// crash.
+    Taken(Option<Box<Content>>),
     /// What cannot be restored: not touched until it was put aside.
     Skipped,
 }
@@ -47,7 +50,7 @@ impl Slots {
     fn kept(&self) -> impl Iterator<Item = (SlotNumber, &Kept)> {
         self.0.iter().filter_map(|(slot, content)| match content {
             Content::Valid(kept) => Some((*slot, kept)),
-            Content::Free | Content::Skipped => None,
+            Content::Free | Content::Taken(_) | Content::Skipped => None,
         })
     }
 
@@ -67,33 +70,45 @@ impl Slots {
         others.min_by_key(|(_, kept)| kept.snapshot).map(|(slot, _)| slot)
     }
 
-    /// Where the next manifest goes so that all up to `held` and `retention` of the others that are there
-    /// stay, and whether that slot has to be made.
-    pub(super) fn next(&self, retention: usize, held: SnapshotId) -> (SlotNumber, bool) {
+    /// How many commits are under way.
+    pub(super) fn taken(&self) -> usize {
+        self.0.values().filter(|content| matches!(content, Content::Taken(_))).count()
+    }
+
+    /// Takes the slot where the next manifest goes so that all up to `held` and `retention` of the others that
+    /// are there stay; which, and whether it has to be made.
+    pub(super) fn take_next(&mut self, retention: usize, held: SnapshotId) -> (SlotNumber, bool) {
         let mut free = self.0.iter().filter(|(_, content)| matches!(content, Content::Free));
-        if let Some((slot, _)) = free.next() {
-            return (*slot, false);
+        let free = free.next().map(|(slot, _)| *slot);
+        let oldest = || self.oldest(held).filter(|_| self.valid(held) > retention);
+        let slot = free.or_else(oldest);
+        let unused = || (0..).find(|slot| !self.0.contains_key(slot));
+        let taken = slot.or_else(unused).expect("there are more numbers than files");
+        let before = self.0.remove(&taken).map(Box::new);
+        self.0.insert(taken, Content::Taken(before));
+        (taken, slot.is_none())
+    }
+
+    /// A slot that was taken holds what it held before.
+    pub(super) fn give_back(&mut self, slot: SlotNumber) {
+        if let Some(Content::Taken(Some(before))) = self.0.remove(&slot) {
+            self.0.insert(slot, *before);
         }
-        if let Some(oldest) = self.oldest(held).filter(|_| self.valid(held) > retention) {
-            return (oldest, false);
-        }
-        let unused = (0..).find(|slot| !self.0.contains_key(slot));
-        (unused.expect("there are more numbers than files"), true)
     }
 
     /// Notes what is in a slot now; the manifest that was in it before.
     pub(super) fn set(&mut self, slot: SlotNumber, content: Content) -> Option<Kept> {
-        match self.0.insert(slot, content) {
-            Some(Content::Valid(kept)) => Some(kept),
-            _ => None,
-        }
+        let before = self.remove(slot);
+        self.0.insert(slot, content);
+        before
     }
 
-    /// A slot is gone.
+    /// A slot is gone; the manifest that was in it.
     pub(super) fn remove(&mut self, slot: SlotNumber) -> Option<Kept> {
-        match self.0.remove(&slot) {
-            Some(Content::Valid(kept)) => Some(kept),
-            _ => None,
+        let mut content = self.0.remove(&slot)?;
+        while let Content::Taken(before) = content {
+            content = *before?;
         }
+        if let Content::Valid(kept) = content { Some(kept) } else { None }
     }
 }

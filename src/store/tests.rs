@@ -2,6 +2,7 @@
 
 mod book;
 mod bounds;
+mod commits;
 mod crash;
 mod damage;
 mod links;

@@ -233,6 +233,10 @@ impl World {
         };
         let lazy = self.random.below(4); // a worker that is stepped less often than the others
         let late = self.random.below(6); // and one that mostly hears of a barrier after it was there
+        let slow = self.random.one_in(2).then(|| 1 << self.random.below(8)); // steps that a commit takes
+        if slow.is_some() {
+            stepper.hold_commits();
+        }
         let hurry = 1 << self.random.below(7);
         // Every life but the last is cut short somewhere.
         let ends = (!last).then(|| 1 << (4 + self.random.below(9)));
@@ -253,6 +257,9 @@ impl World {
             }
             if step > STEPS_MAX || idle > IDLE_MAX {
                 return Err(format!("stuck after {step} steps, {idle} of them idle"));
+            }
+            if slow.is_some_and(|steps| self.random.one_in(steps)) {
+                stepper.commit(self.random.below(64) as usize);
             }
             let workers = stepper.workers() as u64;
             if workers == 0 || idle > 0 || self.random.one_in(8) {

@@ -61,6 +61,7 @@ impl Supervisor<'_> {
     /// Opens the directory again: after a commit whose outcome is not known it says what holds.
     pub(super) fn reopen(&mut self, notice: &mut dyn FnMut(Notice<'_>)) -> Result<()> {
         let Some(snapshots) = &self.config.snapshots else { return Ok(()) };
+        self.commits.clear();
         self.store = None; // gives up the lock
         if let Some(newest) = &self.newest {
             refuse_emptied(&*self.disk, &snapshots.directory, newest.id())?;

@@ -4,12 +4,22 @@ use super::*;
 
 /// Opens after a crash and checks that the newest snapshot is one of these, whole.
 fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
+    check_restorable_with(disk, allowed, 1, story).0
+}
+
+/// The same where up to `torn_max` commits were under way; and how many slots are torn.
+pub(super) fn check_restorable_with(
+    disk: &MemoryDisk,
+    allowed: &[u64],
+    torn_max: usize,
+    story: &str,
+) -> (u64, usize) {
     let mut opened = open(disk);
     // A slot that was being overwritten may be torn, and nothing but that.
-    assert!(opened.warnings.len() <= 1, "{story}: {:?}", opened.warnings);
+    assert!(opened.warnings.len() <= torn_max, "{story}: {:?}", opened.warnings);
     let is_slot = |warning: &String| warning.contains("manifest-") && warning.contains("cut short");
     assert!(opened.warnings.iter().all(is_slot), "{story}: {:?}", opened.warnings);
-    let is_torn = !opened.warnings.is_empty();
+    let torn = opened.warnings.len();
     let found = opened.newest.as_ref().map_or(0, |manifest| manifest.snapshot);
     assert!(allowed.contains(&found), "{story}: snapshot {found} instead of {allowed:?}");
     if let Some(manifest) = &opened.newest {
@@ -17,8 +27,8 @@ fn check_restorable(disk: &MemoryDisk, allowed: &[u64], story: &str) -> u64 {
         assert!(opened.store.next_snapshot() > manifest.id());
     }
     let report = verify(disk, Path::new(DIR)).unwrap();
-    assert_eq!(report.is_whole(), !is_torn, "{story}: {:?}", report.problems);
-    found
+    assert_eq!(report.is_whole(), torn == 0, "{story}: {:?}", report.problems);
+    (found, torn)
 }
 
 #[test]
