@@ -148,6 +148,14 @@ pub trait DiskQueue: Send {
     /// # Errors
     /// The operation itself, when `depth` operations are in flight.
     fn submit(&mut self, operation: Operation) -> Result<Ticket, Operation>;
+    /// Starts operations together: with one call of the system, where each would take one.
+    ///
+    /// # Panics
+    /// If they are more than the queue takes.
+    fn submit_all(&mut self, operations: Vec<Operation>) -> Vec<Ticket> {
+        let started = operations.into_iter().map(|operation| self.submit(operation));
+        started.map(|ticket| ticket.expect("the queue takes all of them")).collect()
+    }
     /// Appends what has completed since the last call.
     fn poll(&mut self, completions: &mut Vec<Completion>);
     /// Operations accepted and not yet returned by [`poll`](Self::poll).

@@ -70,6 +70,28 @@ fn what_a_queue_wrote_it_reads_back_and_every_buffer_returns() {
 }
 
 #[test]
+fn operations_that_start_together_are_each_done_and_told() {
+    on_every_disk(|disk, dir| {
+        let file = disk.create_new(&dir.join("a")).unwrap();
+        let mut queue = disk.queue(5).unwrap();
+        let write = |i: u8| {
+            let (buffer, offset) = (vec![i + 1; 9_000].into(), u64::from(i) * 9_000);
+            Operation::Write { file: file.clone(), offset, buffer, sync: i % 2 == 0 }
+        };
+        let mut tickets = queue.submit_all((0..4).map(write).collect());
+        tickets.push(queue.submit(write(4)).unwrap());
+        let mut done = drain(&mut *queue);
+        done.sort_unstable_by_key(|completion| completion.ticket);
+        assert_eq!(done.iter().map(|d| d.ticket).collect::<Vec<_>>(), tickets);
+        assert!(done.iter().all(|done| matches!(done.result, Ok(9_000))));
+        let mut bytes = vec![0; 45_000];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), bytes.len());
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte as usize == at / 9_000 + 1));
+        assert_eq!(queue.submit_all(Vec::new()), []);
+    });
+}
+
+#[test]
 fn operations_without_bytes_complete() {
     on_every_disk(|disk, dir| {
         let file = disk.create_new(&dir.join("a")).unwrap();

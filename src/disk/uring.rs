@@ -133,26 +133,16 @@ impl SystemQueue for UringQueue {
 
 impl DiskQueue for UringQueue {
     fn submit(&mut self, operation: Operation) -> Result<Ticket, Operation> {
-        let Some(index) = self.slots.iter().position(Option::is_none) else {
-            return Err(operation);
-        };
-        if self.owed == 0 {
-            self.watch.restart(clock::now_ns());
-        }
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.slots[index] = Some(Slot {
-            ticket,
-            operation,
-            done: 0,
-            owed: 0,
-            ended: false,
-            synced: false,
-            error: None,
-        });
-        self.push(index);
+        let ticket = self.accept(operation)?;
         self.enter();
         Ok(ticket)
+    }
+
+    fn submit_all(&mut self, operations: Vec<Operation>) -> Vec<Ticket> {
+        let accepted = operations.into_iter().map(|operation| self.accept(operation));
+        let tickets = accepted.map(|ticket| ticket.expect("the queue takes all of them")).collect();
+        self.enter();
+        tickets
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {
@@ -174,6 +164,29 @@ impl DiskQueue for UringQueue {
 }
 
 impl UringQueue {
+    /// Puts an operation into the submission ring.
+    fn accept(&mut self, operation: Operation) -> Result<Ticket, Operation> {
+        let Some(index) = self.slots.iter().position(Option::is_none) else {
+            return Err(operation);
+        };
+        if self.owed == 0 {
+            self.watch.restart(clock::now_ns());
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.slots[index] = Some(Slot {
+            ticket,
+            operation,
+            done: 0,
+            owed: 0,
+            ended: false,
+            synced: false,
+            error: None,
+        });
+        self.push(index);
+        Ok(ticket)
+    }
+
     /// Hands the kernel what is in the submission ring, and lets it do what it has put off. A passing refusal is
     /// made good by the next poll: the submissions stay where they are.
     fn enter(&mut self) {

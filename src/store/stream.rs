@@ -40,6 +40,10 @@ use crate::state::{CHUNK_BYTES, Lost, Place};
 const INDICES_MAX: usize = 4;
 /// Operations with the disk at once: enough to keep a fast one busy with chunks.
 const WRITES_MAX: usize = 16;
+/// So many chunks set out together, as each alone costs a worker 10 us (`perf/0007-fewer-interruptions.md`); or fewer,
+/// when the disk was looked at so often without another.
+const TOGETHER: usize = 4;
+pub(super) const LOOKS_MAX: u32 = 1024;
 /// Chunks that wait for the disk may be this many bytes, then no more should be handed over.
 const WAITING_BYTES_MAX: usize = 16 << 20;
 /// Buffers kept for use again: fresh memory for each chunk costs page faults.
@@ -63,6 +67,8 @@ pub(super) struct Stream {
     tail: Option<Write>,
     waiting: VecDeque<Write>,
     waiting_bytes: usize,
+    /// How often the disk was looked at since the last of them came.
+    looks: u32,
     in_flight: Vec<InFlight>,
     /// Indices that are with the disk, or behind one that is, oldest first.
     sealing: VecDeque<Sealing>,
@@ -163,6 +169,7 @@ impl Stream {
             tail: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            looks: 0,
             in_flight: Vec::with_capacity(WRITES_MAX),
             sealing: VecDeque::with_capacity(INDICES_MAX),
             next: 0,
@@ -256,7 +263,7 @@ impl Stream {
             }
         }
         self.next += 1;
-        self.submit();
+        self.submit_together();
         Ok(place)
     }
 
@@ -267,20 +274,35 @@ impl Stream {
     }
 
     fn send(&mut self, write: Write) {
+        self.looks = 0;
         self.waiting_bytes += write.bytes.len();
         self.waiting.push_back(write);
     }
 
+    /// Gives the disk what it can take, but for an index, if it is enough or was waited for long enough.
+    fn submit_together(&mut self) {
+        if self.waiting.len() >= TOGETHER || self.looks >= LOOKS_MAX {
+            self.submit();
+        }
+    }
+
     /// Gives the disk what it can take, but for an index.
     fn submit(&mut self) {
-        while self.in_flight.len() < WRITES_MAX - 1 {
-            let Some(Write { numbers, place, bytes }) = self.waiting.pop_front() else { return };
-            self.waiting_bytes -= bytes.len();
-            let file = self.file(place.segment);
-            let buffer = Bytes::from(bytes);
-            let write = Operation::Write { file, offset: place.offset, buffer, sync: false };
-            self.start(write, *numbers.start(), What::Pages);
+        let room = (WRITES_MAX - 1).saturating_sub(self.in_flight.len());
+        let writes = self.waiting.drain(..room.min(self.waiting.len())).collect::<Vec<_>>();
+        if writes.is_empty() {
+            return;
         }
+        let numbers: Vec<u64> = writes.iter().map(|write| *write.numbers.start()).collect();
+        let operation = |Write { place, bytes, .. }: Write| {
+            self.waiting_bytes -= bytes.len();
+            let (file, buffer) = (self.file(place.segment), Bytes::from(bytes));
+            Operation::Write { file, offset: place.offset, buffer, sync: false }
+        };
+        let operations = writes.into_iter().map(operation).collect();
+        let started = self.queue.submit_all(operations).into_iter().zip(numbers);
+        let flight = |(ticket, number)| InFlight { ticket, number, what: What::Pages };
+        self.in_flight.extend(started.map(flight));
     }
 
     fn file(&self, id: SegmentId) -> FileHandle {
@@ -429,6 +451,12 @@ impl Stream {
         self.sealing.len()
     }
 
+    /// Operations that are with the disk.
+    #[cfg(test)]
+    pub(super) fn with_disk(&self) -> usize {
+        self.in_flight.len()
+    }
+
     /// Whether an index of so many bytes may be with the disk while others are.
     fn syncs_beside_others(&self, index_bytes: u64) -> bool {
         self.segment.as_ref().is_some_and(|segment| {
@@ -461,7 +489,9 @@ impl Stream {
     /// Looks at what the disk has done.
     pub(super) fn poll(&mut self) -> Progress {
         let mut progress = Progress::default();
+        self.looks = self.looks.saturating_add(1);
         if self.in_flight.is_empty() {
+            self.submit_together();
             return progress;
         }
         let mut completions = mem::take(&mut self.completions);
@@ -470,7 +500,7 @@ impl Stream {
             self.complete(completion, &mut progress);
         }
         self.completions = completions;
-        self.submit();
+        self.submit_together();
         progress
     }
 

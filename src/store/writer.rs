@@ -329,6 +329,12 @@ impl PartWriter {
         self.stream.sealing()
     }
 
+    /// As [`Stream::with_disk`].
+    #[cfg(test)]
+    pub(super) fn with_disk(&self) -> usize {
+        self.stream.with_disk()
+    }
+
     /// Bytes of state handed over so far.
     #[must_use]
     pub fn appended_bytes(&self) -> u64 {

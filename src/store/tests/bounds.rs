@@ -4,6 +4,8 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::state::{CHUNK_BYTES, Chunk};
+use crate::store::stream::LOOKS_MAX;
 
 fn segments(disk: &MemoryDisk) -> Vec<String> {
     let mut names = disk.list(Path::new(DIR)).unwrap();
@@ -233,4 +235,29 @@ fn an_id_that_does_not_rise_is_a_broken_promise() {
     running.snapshot().unwrap();
     let manifest = running.manifest(SnapshotId(1), Vec::new());
     let _ = running.store.commit(&manifest);
+}
+
+#[test]
+fn chunks_set_out_together_or_when_none_came_for_a_while() {
+    let disk = MemoryDisk::new(1);
+    let limits = StoreLimits { segment_bytes: 8 << 20, segment_bytes_max: 8 << 20, ..limits() };
+    let opened = Store::open_with(shared(&disk), Path::new(DIR), &job(), limits).unwrap();
+    let mut writer = opened.store.writer().unwrap();
+    writer.begin(SnapshotId(1));
+    writer.enter("count");
+    let mut hand_over = || {
+        let mut chunk = Chunk::default();
+        chunk.push(0, 0, 7, &vec![7; CHUNK_BYTES]);
+        while chunk.sum().is_some() {}
+        writer.pages(3, &mut chunk);
+        writer.with_disk()
+    };
+    assert_eq!([(); 5].map(|()| hand_over()), [0, 0, 0, 4, 4]);
+    let mut looks = 0;
+    while writer.is_waiting() {
+        writer.poll();
+        looks += 1;
+        assert!(looks < 2 * LOOKS_MAX, "nobody is to wait for one that does not come");
+    }
+    assert!(looks >= LOOKS_MAX, "the last one waits for others");
 }
