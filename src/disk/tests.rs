@@ -76,7 +76,7 @@ fn operations_that_start_together_are_each_done_and_told() {
         let mut queue = disk.queue(5).unwrap();
         let write = |i: u8| {
             let (buffer, offset) = (vec![i + 1; 9_000].into(), u64::from(i) * 9_000);
-            Operation::Write { file: file.clone(), offset, buffer, sync: i % 2 == 0 }
+            Operation::Write { file: file.clone(), offset, buffer, sync: i.is_multiple_of(2) }
         };
         let mut tickets = queue.submit_all((0..4).map(write).collect());
         tickets.push(queue.submit(write(4)).unwrap());
