@@ -9,10 +9,10 @@ use std::time::Duration;
 use common::quiet::quietly;
 use common::run::{Run, Told, config, lines};
 use tidegate::config::{Config, Snapshots};
-use tidegate::disk::{Disk, MemoryDisk};
+use tidegate::disk::{Disk, Faults, MemoryDisk};
 use tidegate::engine::End;
 use tidegate::graph::Graph;
-use tidegate::operator::sink::{Files, Roll};
+use tidegate::operator::sink::{Collect, Files, Roll};
 use tidegate::operator::source::Generator;
 use tidegate::record::Collector;
 use tidegate::stream::Job;
@@ -113,4 +113,37 @@ fn snapshots_from_before_a_restore_stay_until_all_of_it_was_read() {
     let mut expected: Vec<String> = (0..KEYS).flat_map(counts).collect();
     expected.sort_unstable();
     assert!(found == expected, "{} lines of {}", found.len(), expected.len());
+}
+
+/// With another parallelism a page may be of two tasks, which read it before they begin: that it could not be
+/// read was no damage, and the job was given up with a snapshot to go back to.
+#[test]
+fn a_page_of_two_tasks_that_cannot_be_read_is_damage_like_any_other() {
+    const FEW: u64 = 50;
+    let (job, disk) = (Job::new("few"), MemoryDisk::new(1));
+    let make = |index, out: &mut Collector<u64>| out.push(index);
+    let numbers = job.source("numbers", Generator::new("numbers", RECORDS, make)).rate(1e8);
+    // A sink that reads nothing when the job is restored.
+    let (sink, found) = Collect::new();
+    let counts = numbers.key_by(|number| number % FEW);
+    counts.fold("count", || 0_u64, |count, _| *count += 1).sink("out", sink);
+    let graph = job.build().expect("well formed");
+    let mut run = Run::open(&graph, &every(Duration::from_millis(1)), &disk);
+    run.until_completed(2);
+    drop(run);
+    let mut three = Config { workers: 3, ..every(Duration::from_millis(1)) };
+    three.restarts.failures_max = 0;
+    let mut run = Run::open(&graph, &three, &disk);
+    disk.set_faults(Faults { read_error: 10_000, ..Faults::default() });
+    quietly(|| run.turn());
+    disk.set_faults(Faults::default());
+    let restarting =
+        |told: &Told| matches!(told, Told::Restarting(why) if why.contains("segment-"));
+    assert!(run.told.iter().any(restarting), "{:?} {:?}", run.told, run.ended);
+    let report = quietly(|| run.end()).expect("it is tried again, whatever the policy on failures");
+    assert_eq!(report.end, End::Complete);
+    let mut found = found.take();
+    found.sort_unstable();
+    let counts = |key| (1..=RECORDS / FEW).map(move |count| (key, count));
+    assert!(found.into_iter().eq((0..FEW).flat_map(counts)));
 }

@@ -51,8 +51,11 @@ impl Supervisor<'_> {
             refuse_larger_than_memory(loaded)?;
             let newest = self.newest.as_ref().expect("it was loaded");
             schema::refuse_other_records(self.graph, newest, &loaded.pieces)?;
+            // What fails to be read from here on is the snapshot's.
+            self.loading = (0..self.config.workers).map(WorkerId).collect();
             self.restore(&mut tasks, loaded)?;
             tasks.iter_mut().flatten().try_for_each(Task::migrate)?;
+            self.loading.clear();
             notice(Notice::Restored(newest.id()));
         }
         tasks.iter_mut().flatten().try_for_each(Task::start)?;
