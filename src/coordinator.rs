@@ -218,7 +218,8 @@ impl<P> Coordinator<P> {
     /// When [`tick`](Self::tick) has something to do at the earliest, ns.
     #[must_use]
     pub fn wake_at_ns(&self) -> Option<u64> {
-        let timeout = self.pending.values().map(|p| p.triggered_ns + self.timeout_ns).min();
+        let late = self.pending.values().filter(|pending| !pending.committing);
+        let timeout = late.map(|pending| pending.triggered_ns + self.timeout_ns).min();
         let trigger = match self.phase {
             Phase::Running if self.pending.len() < self.pending_max => {
                 self.interval_ns.map(|_| self.due_ns)

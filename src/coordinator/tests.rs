@@ -113,6 +113,7 @@ fn one_that_is_being_committed_is_not_given_up_for_a_later_one() {
     assert_eq!(actions[1..], [commit(3, vec![0], false, 30 * MS)]);
     let late = 5000 * MS;
     assert_eq!(tick(&mut c, late), [inject(SnapshotId(4))], "no timeout takes a commit back");
+    assert_eq!(c.wake_at_ns(), Some(late + 10 * MS), "nor is it waited for");
     let complete = |n, duration_ns| Action::Complete { snapshot: SnapshotId(n), duration_ns };
     assert_eq!(c.committed(SnapshotId(1), late), [complete(1, late - 10 * MS)]);
     let failed = c.failed(SnapshotId(3), A, "a test".into(), late);
