@@ -12,6 +12,9 @@ use super::slots::Kept;
 use crate::error::Result;
 use crate::id::{SegmentId, SnapshotId};
 
+/// After so many commits, of which none needed the last slot, there is one less.
+const COLLECTED_MAX: u32 = 256;
+
 impl Store {
     /// Frees segments that nothing needs, for use again or by removing them, and makes the next segment
     /// of every writer. Returns how many files it removed. To be called after a commit, off the
@@ -24,6 +27,7 @@ impl Store {
         if self.undecided.is_some() {
             return Ok(0);
         }
+        self.need_fewer_slots();
         let (mut removed, mut result) = (self.remove_slots_beyond_retention()?, Ok(()));
         for (segment, reusable) in self.unneeded() {
             let mut table = self.directory.table();
@@ -50,6 +54,15 @@ impl Store {
     /// workers: one that writes a lot waits for it.
     pub fn refill(&self) {
         self.directory.refill();
+    }
+
+    /// Commits that were side by side once may be so again soon, and making a slot takes a while; but their
+    /// manifests keep bytes, and not for good.
+    fn need_fewer_slots(&mut self) {
+        self.collected += 1;
+        if self.collected == COLLECTED_MAX && self.side_by_side > 1 {
+            (self.collected, self.side_by_side) = (0, self.side_by_side - 1);
+        }
     }
 
     /// Where an earlier process, or this one in need of a slot, left more than are used now; and those that

@@ -195,7 +195,9 @@ impl Store {
         self.tried = id;
         let kept = self.reference(manifest);
         let (slot, is_new) = self.slots.take_next(self.retention, manifest.holds());
-        self.side_by_side = self.side_by_side.max(self.slots.taken());
+        if self.slots.taken() >= self.side_by_side {
+            (self.side_by_side, self.collected) = (self.slots.taken(), 0);
+        }
         let mut bytes = self.buffers.pop().unwrap_or_default();
         bytes.extend_from_slice(&to_frame(FrameKind::Manifest, id, manifest));
         let multiple = if is_new { SLOT_BYTES } else { DIRECT_BYTES };
@@ -299,7 +301,7 @@ pub(super) fn settle(disk: &dyn Disk, dir: &Path, slots: &Slots) -> Result<()> {
                     file.sync_data()
                 })
             }
-            Content::Valid(_) | Content::Taken(_) | Content::Skipped => Ok(()),
+            Content::Valid(_) | Content::Taken { .. } | Content::Skipped => Ok(()),
         };
         settled.map_err(|source| refused(disk, "make durable", path, source))?;
     }

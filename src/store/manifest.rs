@@ -12,7 +12,8 @@ use crate::id::{SegmentId, SnapshotId, StateSlot};
 use crate::state::{StateTypes, TypeName};
 
 /// Version of the directory's layout, of the JSON in it and of pages: what this program writes, and the
-/// newest it reads.
+/// newest it reads. What an older program refuses by itself leaves it as it is: pages that hold several key groups
+/// do not fit together for one that knows none.
 pub const MANIFEST_FORMAT: u32 = 3;
 
 /// Which job a directory belongs to.

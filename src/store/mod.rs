@@ -23,7 +23,7 @@
 //! Indices go back [`LINKS_MAX`] at most; segments with little left in them are emptied by writing
 //! again what is (`writer`).
 //!
-//! **Commit of snapshot n.** On each worker pages are written as they are handed over; when all
+//! **Commit of snapshot n.** On each worker pages are written as they are handed over, some at a time; when all
 //! are on disk and those in other segments synced, the index is written and fdatasync follows, linked;
 //! then the worker acks. With all acks the manifest is written over the oldest one in the directory
 //! that retention does not ask for, and fdatasync follows: **that is the decision** (`commit`; the
@@ -147,8 +147,10 @@ pub struct Store {
     held: SnapshotId,
     /// Set when it is not known whether this snapshot is committed: nothing may follow.
     undecided: Option<SnapshotId>,
-    /// The most commits that were under way at once.
+    /// The most commits that were under way at once, of late.
     side_by_side: usize,
+    /// Collections since so many were.
+    collected: u32,
     /// Memory for manifests, kept: giving it back each time, the system interrupts every processor that runs a
     /// worker.
     buffers: Vec<Buffer>,
@@ -165,7 +167,7 @@ pub struct Opened {
     pub newest: Option<Manifest>,
     /// What had to be skipped: which file, which byte, what was wrong with it.
     pub warnings: Vec<String>,
-    /// Whether a snapshot newer than `newest` was skipped. Who restores `newest` then has to
+    /// Whether a snapshot was skipped that may have been newer than `newest`. Who restores `newest` then has to
     /// [put it aside](Store::put_aside) *before* undoing anything that belongs to it, for it may be
     /// readable again at the next open.
     pub fell_back: bool,

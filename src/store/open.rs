@@ -56,7 +56,7 @@ struct Found {
     pinned: Vec<SegmentId>,
     /// A skipped manifest is unreadable, so what it names is not known.
     unreadable: bool,
-    /// A snapshot newer than `newest` was skipped.
+    /// A snapshot was skipped that may have been newer than `newest`.
     fell_back: bool,
     skipped: Vec<Skipped>,
     warnings: Vec<String>,
@@ -96,6 +96,7 @@ pub(super) fn open(
         slots: found.slots,
         undecided: None,
         side_by_side: 1,
+        collected: 0,
         buffers: Vec::new(),
         verified: found.verified,
         _lock: lock,

@@ -35,9 +35,8 @@ pub(super) enum Content {
     Free,
     /// A manifest that counts.
     Valid(Kept),
-    /// A commit is under way into it; what was in it before, unless it has to be made, may still count after a
-    /// crash.
-    Taken(Option<Box<Content>>),
+    /// A commit is under way into it; the manifest that counted in it before may still do so after a crash.
+    Taken { before: Option<Kept>, is_new: bool },
     /// What cannot be restored: not touched until it was put aside.
     Skipped,
 }
@@ -50,7 +49,7 @@ impl Slots {
     fn kept(&self) -> impl Iterator<Item = (SlotNumber, &Kept)> {
         self.0.iter().filter_map(|(slot, content)| match content {
             Content::Valid(kept) => Some((*slot, kept)),
-            Content::Free | Content::Taken(_) | Content::Skipped => None,
+            Content::Free | Content::Taken { .. } | Content::Skipped => None,
         })
     }
 
@@ -72,7 +71,7 @@ impl Slots {
 
     /// How many commits are under way.
     pub(super) fn taken(&self) -> usize {
-        self.0.values().filter(|content| matches!(content, Content::Taken(_))).count()
+        self.0.values().filter(|content| matches!(content, Content::Taken { .. })).count()
     }
 
     /// Takes the slot where the next manifest goes so that all up to `held` and `retention` of the others that
@@ -84,16 +83,19 @@ impl Slots {
         let slot = free.or_else(oldest);
         let unused = || (0..).find(|slot| !self.0.contains_key(slot));
         let taken = slot.or_else(unused).expect("there are more numbers than files");
-        let before = self.0.remove(&taken).map(Box::new);
-        self.0.insert(taken, Content::Taken(before));
-        (taken, slot.is_none())
+        let (before, is_new) = (self.remove(taken), slot.is_none());
+        self.0.insert(taken, Content::Taken { before, is_new });
+        (taken, is_new)
     }
 
     /// A slot that was taken holds what it held before.
     pub(super) fn give_back(&mut self, slot: SlotNumber) {
-        if let Some(Content::Taken(Some(before))) = self.0.remove(&slot) {
-            self.0.insert(slot, *before);
-        }
+        let content = match self.0.remove(&slot) {
+            Some(Content::Taken { before: Some(kept), .. }) => Content::Valid(kept),
+            Some(Content::Taken { before: None, is_new: false }) => Content::Free,
+            _ => return, // it was never made
+        };
+        self.0.insert(slot, content);
     }
 
     /// Notes what is in a slot now; the manifest that was in it before.
@@ -105,10 +107,10 @@ impl Slots {
 
     /// A slot is gone; the manifest that was in it.
     pub(super) fn remove(&mut self, slot: SlotNumber) -> Option<Kept> {
-        let mut content = self.0.remove(&slot)?;
-        while let Content::Taken(before) = content {
-            content = *before?;
+        match self.0.remove(&slot)? {
+            Content::Valid(kept) => Some(kept),
+            Content::Taken { before, .. } => before,
+            Content::Free | Content::Skipped => None,
         }
-        if let Content::Valid(kept) = content { Some(kept) } else { None }
     }
 }

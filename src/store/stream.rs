@@ -1,6 +1,6 @@
 //! One worker's bytes on their way into segments: placed at once, written in the background.
 //!
-//! Chunks of pages are written as they come, large ones as they are, small ones gathered. An index
+//! Chunks of pages are written as they come, some at a time, large ones as they are, small ones gathered. An index
 //! seals what it lists: it is written when all that came before is, or is with the disk in an earlier
 //! index, behind it in the same write where that fits (so a small part costs one write and one fdatasync,
 //! linked), and synced with it. One that is
@@ -42,7 +42,7 @@ const INDICES_MAX: usize = 4;
 const WRITES_MAX: usize = 16;
 /// So many chunks set out together, as each alone costs a worker 10 us (`perf/0007-fewer-interruptions.md`); or fewer,
 /// when the disk was looked at so often without another.
-const TOGETHER: usize = 4;
+const CHUNKS_TOGETHER: usize = 4;
 pub(super) const LOOKS_MAX: u32 = 1024;
 /// Chunks that wait for the disk may be this many bytes, then no more should be handed over.
 const WAITING_BYTES_MAX: usize = 16 << 20;
@@ -281,7 +281,8 @@ impl Stream {
 
     /// Gives the disk what it can take, but for an index, if it is enough or was waited for long enough.
     fn submit_together(&mut self) {
-        if self.waiting.len() >= TOGETHER || self.looks >= LOOKS_MAX {
+        let room = (WRITES_MAX - 1).saturating_sub(self.in_flight.len());
+        if room.min(self.waiting.len()) >= CHUNKS_TOGETHER || self.looks >= LOOKS_MAX {
             self.submit();
         }
     }
@@ -393,6 +394,8 @@ impl Stream {
         upto: u64,
         index: &mut Buffer,
     ) -> Result<Option<Place>> {
+        // All that it lists was handed over: nothing more is to be waited for.
+        self.submit();
         index.resize(index.len().next_multiple_of(BLOCK_BYTES), 0);
         let index_bytes = index.len() as u64;
         if self.sealing.len() == INDICES_MAX
@@ -401,7 +404,6 @@ impl Stream {
         {
             return Ok(None);
         }
-        self.submit();
         let is_tail_last = self.tail.as_ref().is_none_or(|tail| *tail.numbers.end() < upto);
         let joins_tail = is_tail_last && index_bytes <= CHUNK_BYTES as u64;
         if !joins_tail && self.tail.as_ref().is_some_and(|tail| *tail.numbers.start() < upto) {

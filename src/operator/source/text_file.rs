@@ -265,6 +265,11 @@ impl<D> RangeReader<D> {
             self.done.push_back((ticket, length, None));
             self.next_read += length as u64;
         }
+        self.look()
+    }
+
+    /// Takes what has come; the queue goes on with the others only while it is looked at.
+    fn look(&mut self) -> Result<()> {
         self.queue.poll(&mut self.completions);
         for completion in std::mem::take(&mut self.completions) {
             let count = completion
@@ -299,6 +304,9 @@ impl<D> RangeReader<D> {
 impl<T, D: Fn(&[u8], &mut Collector<T>) -> Decoded + Send + Sync> Reader<T> for RangeReader<D> {
     fn read(&mut self, max: usize, out: &mut Collector<T>) -> Result<(Read, usize)> {
         let mut taken = 0;
+        if self.queue.in_flight() > 0 {
+            self.look()?;
+        }
         while taken < max && out.len() < BATCH_RECORDS {
             let position = self.position();
             if position >= self.split_end && !self.skip_line {
