@@ -218,7 +218,7 @@ pub struct Config {
     /// What runs the workers.
     pub driver: Driver,
     /// Cores, by number, for the kernel's threads that write for the workers. Empty: those that no worker has; if
-    /// every core has one, the kernel puts them somewhere. A
+    /// they are fewer than one for each four workers, the kernel puts them somewhere. A
     /// [`Stepper`](crate::engine::stepper::Stepper) leaves them to its caller.
     pub disk_cores: Vec<usize>,
     /// What happens after a failure.

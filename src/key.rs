@@ -1,7 +1,7 @@
 //! Keys: what state is grouped by, and the partitioning hash.
 //!
 //! Owns the [`Key`] trait and the hash functions behind it. The hash is *part of the on-disk
-//! format*: a snapshot stores state per key group, the top seven bits of the hash, so neither
+//! format*: a snapshot stores state by hash, and key groups, its top seven bits, say whose it is, so neither
 //! function ever changes. `std::hash::Hash` is not used because what it feeds to a hasher may
 //! differ between versions of Rust.
 //!

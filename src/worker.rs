@@ -67,7 +67,7 @@ pub enum Command {
     Stop,
 }
 
-/// What a worker tells the supervisor.
+/// What a worker tells the supervisor, or who commits beside it.
 #[derive(Debug)]
 pub enum Event {
     /// Its share of the snapshot is durable.
@@ -100,7 +100,7 @@ pub enum Event {
     Failed(WorkerId, Attempt, Error),
     /// It has stopped as it was told to.
     Stopped(WorkerId, Attempt, Box<Measured>),
-    /// Of no worker: a manifest that was written beside the supervisor is durable, or is not.
+    /// A manifest that was written beside the supervisor is durable, or is not.
     Committed {
         /// What came of it.
         committed: Committed,

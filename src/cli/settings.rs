@@ -30,7 +30,7 @@ pub struct Workers {
     #[arg(long)]
     busy_poll: bool,
     /// Cores for the kernel's threads that write for the workers, such as 2,3 [default: those that no worker
-    /// has]
+    /// has, if they are one for each four workers]
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     disk_cores: Vec<usize>,
 }

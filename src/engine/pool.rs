@@ -139,22 +139,27 @@ impl Drop for Pool {
     }
 }
 
+/// Workers that one core without a worker writes for, at most, unless that is asked for.
+const WORKERS_PER_DISK_CORE: usize = 4;
+
 /// Where the kernel's threads run that write for the workers.
 #[derive(Clone)]
 enum DiskCores {
     /// There, or the job does not start.
     Asked(Vec<usize>),
-    /// There if the kernel takes them: on the cores that no worker has. On that of the worker that submits,
-    /// where it often wakes them, they take it from its records.
+    /// There if the kernel takes them: on the cores that no worker has, if those are enough. On that of the worker
+    /// that submits, where it often wakes them, they take it from its records.
     Free(Vec<usize>),
 }
 
 impl DiskCores {
     fn of(config: &Config, cores: &[CoreId]) -> Self {
-        if config.disk_cores.is_empty() {
-            return Self::Free(cores.iter().skip(config.workers).map(|core| core.id).collect());
+        if !config.disk_cores.is_empty() {
+            return Self::Asked(config.disk_cores.clone());
         }
-        Self::Asked(config.disk_cores.clone())
+        let free: Vec<usize> = cores.iter().skip(config.workers).map(|core| core.id).collect();
+        let are_enough = free.len() * WORKERS_PER_DISK_CORE >= config.workers;
+        Self::Free(if are_enough { free } else { Vec::new() })
     }
 
     /// For the calling thread.
@@ -345,6 +350,10 @@ mod tests {
         };
         assert_eq!(of(&Config::workers(2)), (false, vec![5, 7]));
         assert_eq!(of(&Config::workers(4)), (false, vec![]));
+        let many: Vec<CoreId> = (0..6).map(|id| CoreId { id }).collect();
+        assert!(
+            matches!(DiskCores::of(&Config::workers(5), &many), DiskCores::Free(none) if none.is_empty())
+        );
         let asked = Config { disk_cores: vec![2], ..Config::workers(2) };
         assert_eq!(of(&asked), (true, vec![2]));
     }

@@ -1,6 +1,6 @@
 //! The supervisor: carries out what the coordinator decides, restores and restarts.
 //!
-//! It owns the store and the channels to the workers, and no thread: a driver calls
+//! It owns the store and the channels to the workers, and no thread but those that write slow commits: a driver calls
 //! [`Supervisor::turn`], runs the workers it hands out, and waits as long as it says.
 //!
 //! ```text

@@ -107,7 +107,7 @@ pub trait OperatorState: Send {
 
     /// Takes its pages back, by first hash, before any update; those of key groups it does not hold are
     /// passed over.
-    /// They stay on disk until they are asked for, or loaded.
+    /// They stay on disk until they are asked for, or loaded; but [`migrate`](Self::migrate) has to follow.
     ///
     /// # Errors
     /// What is wrong with them. The state is then not to be used.

@@ -82,6 +82,7 @@ impl<K: Key, V: Data> PagedTable<K, V> {
     #[cold]
     #[inline(never)]
     fn protect(&mut self, hash: u64) {
+        assert!(self.shared.is_none(), "what others share was not taken");
         self.require(hash);
         let first_hash = self.directory.page(hash).header().prefix;
         self.capture.protect(&mut self.directory, hash, first_hash);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::ops::Range;
 
 use proptest::prelude::*;
 use smallvec::SmallVec;
@@ -87,6 +88,8 @@ struct Run<K: Key, V: Data> {
     snapshot: SnapshotId,
     /// Whether all of the table is loaded.
     is_loaded: bool,
+    /// The key groups of the table: all of them, until a restore goes on with a part.
+    groups: Range<u32>,
 }
 
 impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
@@ -99,7 +102,12 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
             complete: Vec::new(),
             snapshot: SnapshotId::default(),
             is_loaded: true,
+            groups: 0..128,
         }
+    }
+
+    fn holds(&self, key: &K) -> bool {
+        self.groups.contains(&KeyGroup::of_hash(key.key_hash()).0)
     }
 
     fn take(&mut self, step: &Step, key: fn(u16) -> K, value: fn(u64) -> V) {
@@ -112,8 +120,10 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
             Step::RemoveMany(k, n) => (k..k + n).for_each(|k| self.remove(key(k))),
             Step::Get(k) => {
                 let key = key(k);
-                self.table.prefetch(key.key_hash());
-                assert_eq!(self.table.get(key.key_hash(), &key), self.model.get(&key));
+                if self.holds(&key) {
+                    self.table.prefetch(key.key_hash());
+                    assert_eq!(self.table.get(key.key_hash(), &key), self.model.get(&key));
+                }
             }
             Step::Mark => self.mark(),
             Step::Drain(budget) => self.drain(budget),
@@ -130,6 +140,9 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
     }
 
     fn upsert(&mut self, key: K, value: V) {
+        if !self.holds(&key) {
+            return;
+        }
         let hash = key.key_hash();
         let init = value.clone();
         let present = self.table.upsert(hash, &key, || init);
@@ -144,7 +157,9 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
     }
 
     fn remove(&mut self, key: K) {
-        assert_eq!(self.table.remove(key.key_hash(), &key), self.model.remove(&key));
+        if self.holds(&key) {
+            assert_eq!(self.table.remove(key.key_hash(), &key), self.model.remove(&key));
+        }
     }
 
     fn mark(&mut self) {
@@ -162,7 +177,8 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
         }
         let Some(marked) = self.marked.take() else { return };
         let index = self.shelf.finish();
-        assert_eq!(contents(&mut self.shelf.restored::<K, V>(&index, 0..128)), marked);
+        let groups = self.groups.clone();
+        assert_eq!(contents(&mut self.shelf.restored::<K, V>(&index, groups)), marked);
         self.complete.insert(0, (index, marked));
         self.complete.truncate(2);
         let kept: Vec<&Index> = self.complete.iter().map(|complete| &complete.0).collect();
@@ -181,8 +197,10 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
 
     fn restore(&mut self, split: u32) {
         let Some((index, complete)) = self.complete.first() else { return };
-        let mut halves = BTreeMap::new();
-        for groups in [0..split, split..128] {
+        let Range { start, end } = self.groups;
+        let middle = start + split % (end - start);
+        let mut both = BTreeMap::new();
+        for groups in [start..middle, middle..end].into_iter().filter(|groups| !groups.is_empty()) {
             let mut half = self.shelf.restored::<K, V>(index, groups.clone());
             // What it writes is all that it has, also where a page was of both halves.
             let mut shelf = self.shelf.other();
@@ -191,13 +209,23 @@ impl<K: Key + Ord + Debug, V: Data + PartialEq + Debug> Run<K, V> {
             let written = shelf.finish();
             let found = contents(&mut half);
             assert_eq!(contents(&mut shelf.restored::<K, V>(&written, groups)), found);
-            halves.extend(found);
+            both.extend(found);
         }
-        assert_eq!(&halves, complete);
-        self.table = self.shelf.restored(index, 0..128);
+        assert_eq!(&both, complete);
+        // Mostly it goes on with all, else with a part as a task of more than before does.
+        self.groups = match split % 4 {
+            0 if middle > start => start..middle,
+            1 => middle..end,
+            _ => start..end,
+        };
+        self.table = self.shelf.restored(index, self.groups.clone());
         self.shelf.abandon();
         self.shelf.restart();
-        self.model = halves;
+        let groups = self.groups.clone();
+        let is_held = |key: &K| groups.contains(&KeyGroup::of_hash(key.key_hash()).0);
+        self.complete.iter_mut().for_each(|(_, of)| of.retain(|key, _| is_held(key)));
+        both.retain(|key, _| is_held(key));
+        self.model = both;
         self.marked = None;
         self.is_loaded = false;
     }

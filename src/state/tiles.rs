@@ -34,7 +34,7 @@ pub(super) fn may_double(entries: usize, pages: usize) -> bool {
 pub(super) type Tiles = Vec<PageEntry>;
 
 /// What a restored table is made of.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
     /// Its pages.
     pub tiles: Tiles,
