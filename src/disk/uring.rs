@@ -174,15 +174,7 @@ impl UringQueue {
         }
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.slots[index] = Some(Slot {
-            ticket,
-            operation,
-            done: 0,
-            owed: 0,
-            ended: false,
-            synced: false,
-            error: None,
-        });
+        self.slots[index] = Some(Slot::new(ticket, operation));
         self.push(index);
         Ok(ticket)
     }
@@ -244,6 +236,11 @@ impl UringQueue {
 }
 
 impl Slot {
+    /// One of which the kernel has nothing yet.
+    fn new(ticket: Ticket, operation: Operation) -> Self {
+        Self { ticket, operation, done: 0, owed: 0, ended: false, synced: false, error: None }
+    }
+
     /// The next transfer and the sync behind it, as far as they are needed.
     fn entries(&mut self, user_data: u64) -> [Option<squeue::Entry>; 2] {
         let transfer_data = user_data | Part::Transfer as u64;
@@ -385,15 +382,7 @@ mod tests {
         let file = FileHandle::system(tempfile::tempfile().unwrap());
         let buffer = vec![0; bytes].into();
         let operation = Operation::Write { file, offset: 0, buffer, sync };
-        Slot {
-            ticket: Ticket(0),
-            operation,
-            done: 0,
-            owed: 0,
-            ended: false,
-            synced: false,
-            error: None,
-        }
+        Slot::new(Ticket(0), operation)
     }
 
     fn submissions(slot: &mut Slot) -> usize {
