@@ -113,7 +113,12 @@ fn show(which: &Which, id: Option<u64>, disk: &dyn Disk) -> Result<(), Failure> 
         let all = ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         return Err(refuse(&which.directory, format!("it holds no snapshot {id}, but {all}")));
     }
-    let manifest = store::show(disk, &which.directory, SnapshotId(id))?;
+    // What was just read: while the job runs, another snapshot may have taken the place of this one.
+    let read = snapshots.into_iter().find(|info| info.snapshot == Some(id));
+    let manifest = match read.and_then(|info| info.manifest) {
+        Some(manifest) => manifest,
+        None => store::show(disk, &which.directory, SnapshotId(id))?,
+    };
     if which.json {
         return summary::print_json(&manifest);
     }
