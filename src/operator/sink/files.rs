@@ -73,6 +73,29 @@ impl<T: Record, F: Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static> F
         let directory = directory.into();
         Self { directory, format, roll, record: std::marker::PhantomData }
     }
+
+    fn start(&self, context: &WriterContext) -> Result<FilesWriter<F>> {
+        let queue = context.disk.queue(WRITES_MAX * 2);
+        Ok(FilesWriter {
+            owner: directory::owner(&self.directory, &*context.disk)?,
+            directory: self.directory.clone(),
+            format: self.format.clone(),
+            roll: self.roll,
+            subtask: context.subtask,
+            disk: context.disk.clone(),
+            queue: queue.map_err(failed("write in", &self.directory))?,
+            completions: Vec::new(),
+            next_snapshot: context.first_snapshot,
+            buffer: Vec::new(),
+            open: None,
+            closed: VecDeque::new(),
+            prepared: VecDeque::new(),
+            open_at: VecDeque::new(),
+            writing: Vec::new(),
+            writes: 0,
+            ended: false,
+        })
+    }
 }
 
 /// One file in a handle.
@@ -109,26 +132,7 @@ impl<T: Record, F: Fn(&T, &mut Collector<u8>) + Clone + Send + Sync + 'static> S
     }
 
     fn writer(&self, context: &WriterContext) -> Result<Box<dyn Writer<T>>> {
-        let queue = context.disk.queue(WRITES_MAX * 2);
-        Ok(Box::new(FilesWriter {
-            owner: directory::owner(&self.directory, &*context.disk)?,
-            directory: self.directory.clone(),
-            format: self.format.clone(),
-            roll: self.roll,
-            subtask: context.subtask,
-            disk: context.disk.clone(),
-            queue: queue.map_err(failed("write in", &self.directory))?,
-            completions: Vec::new(),
-            next_snapshot: context.first_snapshot,
-            buffer: Vec::new(),
-            open: None,
-            closed: VecDeque::new(),
-            prepared: VecDeque::new(),
-            open_at: VecDeque::new(),
-            writing: Vec::new(),
-            writes: 0,
-            ended: false,
-        }))
+        Ok(Box::new(self.start(context)?))
     }
 }
 
@@ -157,8 +161,9 @@ struct OpenFile {
 /// How far the data of one snapshot is.
 struct Prepared {
     snapshot: SnapshotId,
-    /// The file that has to be synced, once every write up to number `writes` is done.
+    /// The file that has to be synced, once every write up to number `writes` is done, and its name.
     file: FileHandle,
+    name: String,
     writes: u64,
     sync: Synced,
 }
@@ -257,15 +262,25 @@ impl<F> FilesWriter<F> {
         if let Some(error) = refused {
             return Err(failed("write in", &self.directory)(error));
         }
-        let oldest = self.writing.iter().map(|(_, number)| *number).min().unwrap_or(u64::MAX);
-        for prepared in &mut self.prepared {
-            if prepared.sync == Synced::Waiting && prepared.writes < oldest {
-                let sync = Operation::Sync { file: prepared.file.clone() };
-                let Ok(ticket) = self.queue.submit(sync) else { break };
-                prepared.sync = Synced::Submitted(ticket);
-            }
-        }
+        self.sync_some();
         Ok(())
+    }
+
+    /// Starts the sync that is due, for all snapshots that it covers. One at a time: of a failed write back the system
+    /// tells one sync of a file and no other, which would then vouch for what is lost.
+    fn sync_some(&mut self) {
+        if self.prepared.iter().any(|prepared| matches!(prepared.sync, Synced::Submitted(_))) {
+            return;
+        }
+        let oldest = self.writing.iter().map(|(_, number)| *number).min().unwrap_or(u64::MAX);
+        let waits = |prepared: &&mut Prepared| prepared.sync == Synced::Waiting;
+        let mut due = self.prepared.iter_mut().filter(waits).take_while(|due| due.writes < oldest);
+        let Some(first) = due.next() else { return };
+        let sync = Operation::Sync { file: first.file.clone() };
+        let Ok(ticket) = self.queue.submit(sync) else { return };
+        first.sync = Synced::Submitted(ticket);
+        due.take_while(|next| next.name == first.name)
+            .for_each(|next| next.sync = Synced::Submitted(ticket));
     }
 
     /// Waits until nothing is under way. Only at the end of the job.
@@ -326,9 +341,10 @@ impl<T, F: Fn(&T, &mut Collector<u8>) + Send> Writer<T> for FilesWriter<F> {
         let (roll, ended) = (self.roll, self.ended);
         let mut open_at = None;
         if let Some(open) = &self.open {
-            let (file, writes) = (open.file.clone(), self.writes);
-            self.prepared.push_back(Prepared { snapshot, file, writes, sync: Synced::Waiting });
-            let listed = Listed { name: open.name.clone(), length: open.length };
+            let (file, name, writes) = (open.file.clone(), open.name.clone(), self.writes);
+            let listed = Listed { name: name.clone(), length: open.length };
+            let sync = Synced::Waiting;
+            self.prepared.push_back(Prepared { snapshot, file, name, writes, sync });
             let age_ns = now_ns.saturating_sub(open.opened_ns);
             if ended || open.length >= roll.bytes || u128::from(age_ns) >= roll.age.as_nanos() {
                 self.closed.push_back((snapshot, listed));
@@ -378,5 +394,53 @@ impl<T, F: Fn(&T, &mut Collector<u8>) + Send> Writer<T> for FilesWriter<F> {
         let length = self.open.as_ref().map_or(0, |open| open.length);
         self.show_open(length)?;
         self.disk.sync_dir(&self.directory).map_err(failed("sync", &self.directory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::disk::MemoryDisk;
+
+    /// Several syncs of one file were under way at once. If bytes could not be written, the system tells one of
+    /// them; another vouched for them.
+    #[test]
+    fn one_sync_is_under_way_and_covers_every_snapshot_that_waits_for_it() {
+        let mut shared = 0;
+        for seed in 0..40 {
+            let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(seed));
+            disk.create_dir_all("/out".as_ref()).unwrap();
+            let format = |n: &u64, out: &mut Collector<u8>| out.extend_from_slice(&n.to_le_bytes());
+            let files = Files::new("/out", Roll::default(), format);
+            let _claim = files.claim("a test", None, &*disk).unwrap();
+            files.recover(None, &*disk).unwrap();
+            let first_snapshot = SnapshotId(1);
+            let context = WriterContext { subtask: 0, first_snapshot, transactional: true, disk };
+            let mut writer = files.start(&context).unwrap();
+            let mut look = |writer: &FilesWriter<_>| {
+                let mut syncs = BTreeMap::<Ticket, u32>::new();
+                for prepared in &writer.prepared {
+                    if let Synced::Submitted(ticket) = prepared.sync {
+                        *syncs.entry(ticket).or_default() += 1;
+                    }
+                }
+                assert!(syncs.len() <= 1, "{} syncs at once", syncs.len());
+                shared += u32::from(syncs.values().any(|snapshots| *snapshots > 1));
+            };
+            for id in (1..=30).map(SnapshotId) {
+                writer.buffer.extend_from_slice(&id.0.to_le_bytes());
+                Writer::<u64>::prepare(&mut writer, id).unwrap();
+                look(&writer);
+                _ = Writer::<u64>::is_prepared(&mut writer, SnapshotId(id.0 - 1)).unwrap();
+                look(&writer);
+            }
+            while !Writer::<u64>::is_prepared(&mut writer, SnapshotId(30)).unwrap() {
+                look(&writer);
+            }
+            assert!(writer.prepared.is_empty() && writer.queue.in_flight() == 0);
+        }
+        assert!(shared > 20, "{shared}");
     }
 }
