@@ -69,7 +69,7 @@ const fn case(name: &'static str, interval_ms: u64, part_bytes: usize, counting:
 }
 
 /// Parts of the paper's workload with two workers: 1,000 keys, and a million of which every page changes.
-const SMALL: usize = 80 << 10;
+const SMALL: usize = 48 << 10;
 const LARGE: usize = 48 << 20;
 const CASES: [Case; 10] = [
     case("no requests", 0, SMALL, Apart),
